@@ -1,0 +1,168 @@
+"""Where a model comes from: a Hugging Face directory or hub name, a GGUF file, an earlier stage, or from scratch.
+
+GGUF files and models from scratch are written once as a plain Hugging Face directory, so that everything after reads one
+kind of thing, also under ZeRO-3, where weights are sharded while they are read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from ilrec.config import ModelConfig, read_json
+from ilrec.errors import InputError
+
+# Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
+# a prompt and of titles in pieces; semantic-ID tokens come on top.
+SCRATCH_VOCAB_SIZE = 512
+EOS, PAD = "</s>", "<pad>"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """base: directory or hub name of the full model. adapter: directory of a peft adapter on it, or None."""
+
+    base: str
+    adapter: str | None = None
+
+    @property
+    def tokenizer(self) -> str:
+        return self.adapter or self.base
+
+
+def find_model(name: str, base: str = "") -> ModelSource:
+    """What `model:` means. An adapter directory brings its base along; `base` overrides the recorded place."""
+    path = Path(name)
+    if (path / "adapter_config.json").exists():
+        recorded = base or read_json(path / "adapter_config.json").get("base_model_name_or_path") or ""
+        if _looks_local(recorded) and not (Path(recorded) / "config.json").exists():
+            raise InputError(f"{path}/adapter_config.json: base_model_name_or_path: no model directory at {recorded!r}; "
+                             "put it back there, or write where it is now into that field")
+        if not any((path / f).exists() for f in ("adapter_model.safetensors", "adapter_model.bin")):
+            raise InputError(f"{path}: incomplete: adapter_config.json is there, adapter_model.safetensors is not; "
+                             "use the final/ directory of a finished run")
+        return ModelSource(base=recorded, adapter=str(path))
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(f"{path}: incomplete: neither config.json nor adapter_config.json; "
+                         "expected a Hugging Face model directory or the final/ of a finished run")
+    if not path.exists() and _looks_local(name):
+        raise InputError(f"model: no such directory: {name}; train the earlier stage first, or name a model directory")
+    return ModelSource(base=name)
+
+
+def _looks_local(name: str) -> bool:
+    """Hub names are `name` or `owner/name`; all else, and what exists, is a path."""
+    return bool(name) and (Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~", "runs/")))
+
+
+def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed: int) -> None:
+    """Write the model from scratch, or the GGUF file's, into `directory`, beside and renamed. Call on one rank only."""
+    if (directory / "config.json").exists():
+        return
+    beside = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    if config.init is not None:
+        tokenizer = train_tokenizer(texts, int(config.init.get("vocab_size", SCRATCH_VOCAB_SIZE)))
+        model: PreTrainedModel = _from_scratch(config.init, tokenizer, seed)
+    else:
+        model, tokenizer = _from_gguf(Path(config.model))
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    os.replace(beside, directory)
+
+
+def is_materialised(config: ModelConfig) -> bool:
+    return config.init is not None or config.model.endswith(".gguf")
+
+
+def _from_scratch(init: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    known = set(LlamaConfig().to_dict())
+    for name in init:
+        if name not in known:
+            raise InputError(f"init: unknown field {name!r}; expected fields of a Hugging Face LlamaConfig, for example "
+                             "hidden_size, intermediate_size, num_hidden_layers, num_attention_heads")
+    fields = {**init, "vocab_size": len(tokenizer), "bos_token_id": None,
+              "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    set_seed(seed)
+    try:
+        return LlamaForCausalLM(LlamaConfig(**fields))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"init: not a valid Llama configuration: {error}") from error
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text can be written with it, no text is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[PAD, EOS], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+
+
+def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not path.exists():
+        raise InputError(f"model: no such GGUF file: {path}")
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"model: {path} is a GGUF file and the package that reads it is missing: pip install gguf")
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), tokenizer
+
+
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; one without a padding token pads with its end token (padding is masked and never a label)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: no tokenizer could be read from {source.tokenizer}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{source.tokenizer}: its tokenizer has no end-of-sequence token; every item ends with it: set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
+    """The full model, in the configured precision and attention."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source.base, dtype=choose_dtype(config.dtype), attn_implementation=choose_attention(config.attn_implementation),
+            trust_remote_code=config.trust_remote_code)
+    except (OSError, ImportError) as error:
+        raise InputError(f"model: {source.base} could not be loaded: {_first_line(error)}") from error
+
+
+def choose_dtype(dtype: str) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, dtype)
+
+
+def choose_attention(name: str) -> str:
+    if name != "auto":
+        return name
+    fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if fast else "sdpa"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

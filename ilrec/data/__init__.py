@@ -1,0 +1,1 @@
+"""Interactions to samples: readers and splits, prompts, tokenised samples."""

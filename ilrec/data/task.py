@@ -1,0 +1,71 @@
+"""The recommendation task of one data directory: interactions, items as text, samples and trie for a tokenizer.
+
+Training and ranking both start here, so that both render users and items in the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ilrec.config import DataConfig
+from ilrec.data.interactions import InteractionDataset, read_interactions
+from ilrec.data.prompts import Prompt, SemanticIdPrompt, TitlePrompt
+from ilrec.data.samples import SampleBuilder
+from ilrec.errors import InputError
+from ilrec.items.semantic_ids import read_semantic_ids, resolve_collisions, write_semantic_ids
+from ilrec.items.trie import ItemTrie
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecommendationTask:
+    """What is recommended to whom, and how it is written."""
+
+    config: DataConfig
+    dataset: InteractionDataset
+    prompt: Prompt
+    semantic_ids: list[tuple[str, ...]] | None
+
+    def sample_builder(self, tokenizer: PreTrainedTokenizerBase) -> SampleBuilder:
+        return SampleBuilder(tokenizer, self.prompt, self.dataset.num_items,
+                             self.config.max_length, self.config.max_history_items)
+
+    def write_item_index(self, path: str | Path) -> None:
+        """The semantic IDs that the model was trained with, so that ranking does not depend on the data directory's."""
+        if self.semantic_ids is not None:
+            write_semantic_ids(path, self.dataset.item_ids, self.semantic_ids)
+
+
+def load_task(config: DataConfig) -> RecommendationTask:
+    """Read interactions and items. Raises InputError for what is missing, malformed or contradictory in them."""
+    dataset = read_interactions(config.data, config.k_core)
+    wording = (config.prompt_prefix, config.prompt_separator, config.prompt_suffix)
+    if config.item_format == "title":
+        if dataset.titles is None:
+            raise InputError(f"{config.data}: item_format is title, and the data has no titles: expected *.item.json or *.item; "
+                             "add it, or use item_format: semantic_id")
+        return RecommendationTask(config, dataset, TitlePrompt(dataset.titles, *wording), None)
+    path = Path(config.semantic_ids) if config.semantic_ids else _index_file(config.data)
+    read = read_semantic_ids(path, dataset.item_ids)
+    semantic_ids = resolve_collisions(read)
+    num_moved = sum(a != b for a, b in zip(read, semantic_ids, strict=True))
+    if num_moved:
+        logger.warning("%s: %d items share their semantic ID with another; each got one more token", path, num_moved)
+    return RecommendationTask(config, dataset, SemanticIdPrompt(semantic_ids, *wording), semantic_ids)
+
+
+def _index_file(directory: str) -> Path:
+    found = sorted(Path(directory).glob("*.index.json"))
+    if len(found) != 1:
+        raise InputError(f"{directory}: expected one *.index.json with semantic IDs, found {len(found)}; make one with "
+                         "tools/build_semantic_ids.py, name one with semantic_ids, or use item_format: title")
+    return found[0]
+
+
+def item_trie(builder: SampleBuilder) -> ItemTrie:
+    return ItemTrie.from_sequences(builder.response_sequences())

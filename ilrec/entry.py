@@ -1,0 +1,72 @@
+"""What every command line of ilrec shares: one clear message for bad input, exit codes, and who this process is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ilrec.errors import InputError
+
+# Exit status for bad input, as argparse has it; a bug exits with 1 and its traceback.
+BAD_INPUT = 2
+# Longer than the launchers take to end the other ranks once one has exited (deepspeed and torchrun poll within a second).
+LAUNCHER_GRACE_SECONDS = 5
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "numpy", "flash-attn", "triton")
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def run_entry(main: Callable[[list[str]], None]) -> None:
+    """Run `main(argv)`. Bad input: its message once, non-zero exit on every rank. A bug keeps its traceback."""
+    logging.basicConfig(level=logging.INFO if rank() == 0 else logging.ERROR, stream=sys.stderr,
+                        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "filelock", "deepspeed", "DeepSpeed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        if rank() != 0:
+            # Where rank 0 met the same error, it has said so and the launcher ends this process while it waits.
+            time.sleep(LAUNCHER_GRACE_SECONDS)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(BAD_INPUT)
+    finally:
+        if torch.distributed.is_initialized() and sys.exc_info()[0] is None:
+            torch.distributed.destroy_process_group()
+
+
+def environment(argv: list[str]) -> dict[str, object]:
+    """Versions, commit, world size and command: what a reader needs to run the same again."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"command": [Path(sys.argv[0]).name, *argv], "commit": _commit(), "world_size": world_size(),
+            "python": platform.python_version(), "versions": versions,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

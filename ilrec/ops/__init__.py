@@ -1,0 +1,278 @@
+"""The vocabulary operation: hidden states in, the whole ILRec loss out, without ever holding all logits.
+
+`cross_layer_loss` is the only public function. It checks its input, drops the positions without a label and hands the
+rest to a backend: `row_slab` (fast, what `auto` means) or `reference` (the specification, equation by equation).
+Tensors only: this package knows no tokenizer, no trainer, no ranks and no files.
+
+Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward entries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilrec.ops import reference, row_slab
+
+IGNORE_INDEX = -100
+STATS = ("preference", "distillation", "reward", "num_negatives", "num_rows_without_negative")
+BACKENDS = ("auto", "reference", "row_slab")
+THRESHOLDS = ("probability", "logit")
+DISTILLATION_TARGETS = ("ensemble", "per_layer")
+
+__all__ = ["BACKENDS", "DISTILLATION_TARGETS", "IGNORE_INDEX", "STATS", "THRESHOLDS", "Objective", "cross_layer_loss"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised; the meaning and the default of each setting are in ilrec/config.py (ObjectiveConfig).
+
+    Raises ValueError for a negative or non-finite weight, a non-positive alpha or temperature, or an unknown choice.
+    """
+
+    beta: float
+    distillation_weight: float
+    reward_weight: float
+    threshold: str
+    alpha: float
+    max_negatives: int
+    distillation_target: str
+    reward_temperature: float
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "distillation_weight", "reward_weight"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number >= 0, got {value!r}")
+        for name in ("alpha", "reward_temperature"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, f"{name}: expected a finite number > 0, got {value!r}")
+        for name, choices in (("threshold", THRESHOLDS), ("distillation_target", DISTILLATION_TARGETS)):
+            value = getattr(self, name)
+            _require(value in choices, f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        _require(isinstance(self.max_negatives, int) and self.max_negatives >= 0,
+                 f"max_negatives: expected an integer >= 0 (0: no cap), got {self.max_negatives!r}")
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether any term looks at the hard negatives S."""
+        return self.beta > 0 or self.reward_weight > 0
+
+    @property
+    def needs_readout(self) -> bool:
+        """Whether any term looks at the readout layers; False is plain SFT."""
+        return self.needs_negatives or self.distillation_weight > 0
+
+
+def cross_layer_loss(
+    hidden_NH: Tensor,
+    readout_KNH: Tensor | None,
+    lm_head_VH: Tensor,
+    labels_N: Tensor,
+    *,
+    objective: Objective,
+    candidates_V: Tensor | None = None,
+    token_rewards: tuple[Tensor, Tensor, Tensor] | None = None,
+    num_tokens: float | Tensor | None = None,
+    new_token_ids_R: Tensor | None = None,
+    new_token_rows_RH: Tensor | None = None,
+    backend: str = "auto",
+    slab_bytes: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ILRec objective (arXiv 2602.17410; docs/method.md, steps 1, 2, 3 and 4) over the positions with a label.
+
+    loss = (preference_sum + distillation_weight * distillation_sum + reward_weight * reward_sum) / num_tokens
+
+    Gradients: hidden_NH, lm_head_VH and new_token_rows_RH learn from preference and reward, through the last layer's
+    logits only; readout_KNH learns from distillation only. Distillation gives nothing to the head, because moving
+    the head to suit the readout layers would move the last layer's own distribution, which is the teacher.
+    Selection and weights of the negatives, the teacher and the reward's soft target carry no gradient.
+
+    Args:
+        hidden_NH: float, last layer's states after the final norm. Rows with label IGNORE_INDEX are dropped here.
+        readout_KNH: as hidden_NH, one per readout layer, each after the final norm; None only for plain SFT.
+        lm_head_VH: the same dtype. Frozen (requires_grad False): nothing of size V x H is allocated by row_slab.
+        labels_N: int64 in [0, V), or IGNORE_INDEX.
+        candidates_V: bool, the item tokens: limits S, and distillation compares P and Pe renormalised over them.
+        token_rewards: CSR (offsets_N1 int64, token_ids_E int64, values_E float >= 0), one row per row of labels_N, the
+            ignored ones included; on any device. Entries of one row that name the same token add up. A row without
+            a positive reward on its label or negatives contributes 0. Needed if reward_weight > 0, else unread.
+        num_tokens: the normaliser: supervised tokens of the GLOBAL batch; None: those of this call. A 0-dim tensor is
+            never read on the host.
+        new_token_ids_R, new_token_rows_RH: int64 unique ids, and the rows that REPLACE the head's there (trainable
+            token rows beside a frozen head; any float dtype).
+        backend: one of BACKENDS; auto is row_slab.
+        slab_bytes: row_slab's memory for logits; None: row_slab.SLAB_BYTES of the device type.
+
+    Returns:
+        loss: 0-dim, float32 (float64 for float64 input). Without any label it is exactly 0, with gradients of zeros.
+        stats_5: float32, detached SUMS over this call's supervised tokens, named by STATS. A term with weight 0 is
+            not computed and reads 0; where no term needs S, S counts as empty.
+
+    Raises:
+        ValueError: a shape, dtype, device, value or backend that does not fit; the text says what was expected.
+    """
+    _require(backend in BACKENDS, f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    _require(slab_bytes is None or slab_bytes > 0, f"slab_bytes: expected a positive number, got {slab_bytes!r}")
+    _check_states(hidden_NH, readout_KNH, lm_head_VH, labels_N, objective)
+    _check_options(lm_head_VH, candidates_V, num_tokens, new_token_ids_R, new_token_rows_RH)
+    rewards = _rewards_on_device(token_rewards, labels_N) if objective.reward_weight > 0 else None
+    num_labels = _check_values(labels_N, len(lm_head_VH), candidates_V, rewards, new_token_ids_R)
+    if num_labels == 0:
+        return _connected_zero(hidden_NH, readout_KNH, lm_head_VH, new_token_rows_RH)
+    if not objective.needs_readout:
+        readout_KNH = None
+    kept_N = labels_N != IGNORE_INDEX
+    rows_N = kept_N.nonzero()[:, 0]
+    terms: dict[str, Any] = {
+        "hidden_NH": hidden_NH.index_select(0, rows_N),
+        "readout_KNH": readout_KNH.index_select(1, rows_N) if readout_KNH is not None else None,
+        "lm_head_VH": lm_head_VH,
+        "labels_N": labels_N.index_select(0, rows_N),
+        "objective": objective,
+        "candidates_V": candidates_V,
+        "rewards": _reward_entries(rewards, kept_N, len(lm_head_VH)) if rewards is not None else None,
+        "new_tokens": (new_token_ids_R, new_token_rows_RH) if new_token_ids_R is not None else None,
+    }
+    # Autocast would project in bfloat16 whatever the dtype of the input, and rounded logits flip selections.
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        if backend == "reference":
+            loss_sum, stats_5 = reference.cross_layer_sums(**terms)
+        else:
+            loss_sum, stats_5 = row_slab.cross_layer_sums(**terms, slab_bytes=slab_bytes)
+    if isinstance(num_tokens, Tensor):
+        # A float64 count would turn a float32 loss into float64.
+        return loss_sum / num_tokens.to(loss_sum), stats_5
+    return loss_sum / (num_labels if num_tokens is None else num_tokens), stats_5
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_states(
+    hidden_NH: Tensor, readout_KNH: Tensor | None, lm_head_VH: Tensor, labels_N: Tensor, objective: Objective
+) -> None:
+    _require(hidden_NH.dim() == 2, f"hidden_NH: expected [N, H], got {tuple(hidden_NH.shape)}")
+    num_rows, hidden_size = hidden_NH.shape
+    _require(lm_head_VH.dim() == 2 and lm_head_VH.shape[1] == hidden_size and len(lm_head_VH) > 0,
+             f"lm_head_VH: expected [V, {hidden_size}] with V > 0, got {tuple(lm_head_VH.shape)}; "
+             "under ZeRO-3 it must be gathered first")
+    _require(labels_N.shape == (num_rows,) and labels_N.dtype == torch.int64,
+             f"labels_N: expected int64 [{num_rows}], got {labels_N.dtype} {tuple(labels_N.shape)}")
+    _require(readout_KNH is not None or not objective.needs_readout,
+             "readout_KNH: expected the readout layers' states, got None; only plain SFT "
+             "(beta = distillation_weight = reward_weight = 0) does without")
+    _require(hidden_NH.is_floating_point(), f"hidden_NH: expected a floating dtype, got {hidden_NH.dtype}")
+    if readout_KNH is not None:
+        _require(readout_KNH.dim() == 3 and readout_KNH.shape[1:] == hidden_NH.shape and len(readout_KNH) > 0,
+                 f"readout_KNH: expected [K, {num_rows}, {hidden_size}] with K > 0, got {tuple(readout_KNH.shape)}")
+    for name, tensor in (("readout_KNH", readout_KNH), ("lm_head_VH", lm_head_VH), ("labels_N", labels_N)):
+        if tensor is None:
+            continue
+        _require(tensor.device == hidden_NH.device, f"{name}: expected device {hidden_NH.device}, got {tensor.device}")
+        _require(tensor is labels_N or tensor.dtype == hidden_NH.dtype,
+                 f"{name}: expected hidden_NH's dtype {hidden_NH.dtype}, got {tensor.dtype}")
+
+
+def _check_options(
+    lm_head_VH: Tensor,
+    candidates_V: Tensor | None,
+    num_tokens: float | Tensor | None,
+    new_token_ids_R: Tensor | None,
+    new_token_rows_RH: Tensor | None,
+) -> None:
+    device, (vocab_size, hidden_size) = lm_head_VH.device, lm_head_VH.shape
+    if candidates_V is not None:
+        _require(candidates_V.shape == (vocab_size,) and candidates_V.dtype == torch.bool
+                 and candidates_V.device == device,
+                 f"candidates_V: expected bool [{vocab_size}] on {device}, got {candidates_V.dtype} "
+                 f"{tuple(candidates_V.shape)} on {candidates_V.device}")
+    if isinstance(num_tokens, Tensor):
+        _require(num_tokens.dim() == 0, f"num_tokens: expected a 0-dim tensor, got {tuple(num_tokens.shape)}")
+    elif num_tokens is not None:
+        _require(math.isfinite(num_tokens) and num_tokens >= 0,
+                 f"num_tokens: expected a finite number >= 0, got {num_tokens!r}")
+    _require((new_token_ids_R is None) == (new_token_rows_RH is None),
+             "new_token_ids_R and new_token_rows_RH: expected both or neither")
+    if new_token_ids_R is not None and new_token_rows_RH is not None:
+        _require(new_token_ids_R.dim() == 1 and new_token_ids_R.dtype == torch.int64
+                 and new_token_ids_R.device == device,
+                 f"new_token_ids_R: expected int64 [R] on {device}, got {new_token_ids_R.dtype} "
+                 f"{tuple(new_token_ids_R.shape)} on {new_token_ids_R.device}")
+        expected = (len(new_token_ids_R), hidden_size)
+        _require(new_token_rows_RH.shape == expected and new_token_rows_RH.is_floating_point()
+                 and new_token_rows_RH.device == device,
+                 f"new_token_rows_RH: expected floating {expected} on {device}, got {new_token_rows_RH.dtype} "
+                 f"{tuple(new_token_rows_RH.shape)} on {new_token_rows_RH.device}")
+
+
+def _rewards_on_device(token_rewards: tuple[Tensor, Tensor, Tensor] | None, labels_N: Tensor) -> tuple[Tensor, ...]:
+    if token_rewards is None or len(token_rewards) != 3:
+        raise ValueError("token_rewards: expected (offsets_N1, token_ids_E, values_E), because reward_weight > 0")
+    offsets_N1, token_ids_E, values_E = (part.to(labels_N.device, non_blocking=True) for part in token_rewards)
+    _require(offsets_N1.shape == (len(labels_N) + 1,) and offsets_N1.dtype == torch.int64,
+             f"token_rewards: expected int64 offsets [{len(labels_N) + 1}], one row per row of labels_N (ignored ones "
+             f"included), got {offsets_N1.dtype} {tuple(offsets_N1.shape)}")
+    _require(token_ids_E.dim() == 1 and token_ids_E.dtype == torch.int64 and values_E.shape == token_ids_E.shape
+             and values_E.is_floating_point(),
+             f"token_rewards: expected int64 token ids [E] and floating values [E], got {token_ids_E.dtype} "
+             f"{tuple(token_ids_E.shape)} and {values_E.dtype} {tuple(values_E.shape)}")
+    return offsets_N1, token_ids_E, values_E.detach()
+
+
+def _check_values(
+    labels_N: Tensor,
+    vocab_size: int,
+    candidates_V: Tensor | None,
+    rewards: tuple[Tensor, ...] | None,
+    new_token_ids_R: Tensor | None,
+) -> int:
+    """All checks that must read the device, in one synchronisation. Returns the number of labels."""
+
+    def outside(ids: Tensor) -> Tensor:
+        return (ids < 0) | (ids >= vocab_size)
+
+    kept_N = labels_N != IGNORE_INDEX
+    bad = [(kept_N & outside(labels_N), f"labels_N: expected ids in [0, {vocab_size}) or {IGNORE_INDEX}")]
+    if candidates_V is not None:
+        bad.append((~candidates_V.any(), "candidates_V: expected at least one True"))
+    if rewards is not None:
+        offsets_N1, token_ids_E, values_E = rewards
+        bad += [((offsets_N1[0] != 0) | (offsets_N1[-1] != len(token_ids_E)) | (offsets_N1.diff() < 0).any(),
+                 f"token_rewards: expected offsets that rise from 0 to the number of entries ({len(token_ids_E)})"),
+                (outside(token_ids_E), f"token_rewards: expected token ids in [0, {vocab_size})"),
+                (~(values_E.isfinite() & (values_E >= 0)), "token_rewards: expected finite values >= 0")]
+    if new_token_ids_R is not None:
+        bad += [(outside(new_token_ids_R), f"new_token_ids_R: expected ids in [0, {vocab_size})"),
+                (new_token_ids_R.sort().values.diff() == 0, "new_token_ids_R: expected each id once")]
+    num_labels, *counts = torch.stack([kept_N.sum()] + [flags.sum() for flags, _ in bad]).tolist()
+    for count, (_, message) in zip(counts, bad, strict=True):
+        _require(count == 0, f"{message}; {count} do not fit")
+    return int(num_labels)
+
+
+def _reward_entries(rewards: tuple[Tensor, ...], kept_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """CSR over all rows -> (keys, values) over the kept rows: key = kept row * V + token, ascending and unique."""
+    offsets_N1, token_ids_E, values_E = rewards
+    rows_E = torch.repeat_interleave(offsets_N1.diff(), output_size=len(token_ids_E))
+    kept_row_N = kept_N.cumsum(0) - 1
+    in_kept_E = kept_N[rows_E]
+    all_keys_E = (kept_row_N[rows_E] * vocab_size + token_ids_E)[in_kept_E]
+    keys_E, position_E = torch.unique(all_keys_E, return_inverse=True)
+    return keys_E, values_E.new_zeros(len(keys_E)).index_add_(0, position_E, values_E[in_kept_E])
+
+
+def _connected_zero(hidden_NH: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Exactly 0, but part of the graph of every input: all ranks then run the same backward pass (ZeRO-3 hangs
+    otherwise). Sums of nothing, so that a NaN in an ignored row cannot leak in."""
+    zero = hidden_NH.new_zeros((), dtype=torch.promote_types(hidden_NH.dtype, torch.float32))
+    for tensor in (hidden_NH, *others):
+        if tensor is not None:
+            zero = zero + tensor[..., :0].sum().to(zero.dtype)
+    return zero, torch.zeros(len(STATS), device=hidden_NH.device)
+

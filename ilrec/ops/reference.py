@@ -1,0 +1,153 @@
+"""The ILRec objective, equation by equation: the specification that every other backend is tested against.
+
+Plain autograd over materialised [N, V] logits: slow, and correct by reading. Low-precision input is computed in
+float32, float64 stays float64. Called through `ilrec.ops.cross_layer_loss(..., backend="reference")`.
+
+Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward entries.
+Source: arXiv 2602.17410 as written down in docs/method.md; "step" below is a step there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ilrec.ops import Objective
+
+
+def cross_layer_sums(
+    hidden_NH: Tensor,
+    readout_KNH: Tensor | None,
+    lm_head_VH: Tensor,
+    labels_N: Tensor,
+    *,
+    objective: Objective,
+    candidates_V: Tensor | None,
+    rewards: tuple[Tensor, Tensor] | None,
+    new_tokens: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """preference + lambda * distillation + mu * reward, summed over N, and the five sums named by ilrec.ops.STATS.
+
+    Every label is a token here. `rewards` is (keys_E, values_E) with key = row * V + token; `new_tokens` is
+    (ids_R, rows_RH), the rows that replace the head's.
+    """
+    dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
+    head_VH = effective_head(lm_head_VH.to(dtype), new_tokens)
+    z_NV = hidden_NH.to(dtype) @ head_VH.T
+    reward_N = distillation_N = z_NV.new_zeros(len(labels_N))
+    negatives_NV = torch.zeros_like(z_NV, dtype=torch.bool)
+    weights_NV = torch.zeros_like(z_NV)
+    if readout_KNH is not None:
+        # Detached: distillation moves the readout layers, never the head (which would move the teacher).
+        layers_KNH, frozen_head_VH = readout_KNH.to(dtype), head_VH.detach()
+        ze_NV = layers_KNH.mean(0) @ frozen_head_VH.T
+        if objective.needs_negatives:
+            negatives_NV = hard_negatives(ze_NV.detach(), z_NV.detach(), labels_N, objective, candidates_V)
+            weights_NV = negative_weights(ze_NV.detach(), negatives_NV)
+        if objective.distillation_weight > 0 and objective.distillation_target == "ensemble":
+            distillation_N = distillation_loss(z_NV, ze_NV, candidates_V)
+        elif objective.distillation_weight > 0:
+            per_layer = [distillation_loss(z_NV, layer_NH @ frozen_head_VH.T, candidates_V) for layer_NH in layers_KNH]
+            distillation_N = torch.stack(per_layer).mean(0)
+    if rewards is not None:
+        reward_NV = torch.zeros_like(z_NV).view(-1).index_copy(0, rewards[0], rewards[1].to(dtype)).view_as(z_NV)
+        target_NV = reward_target(reward_NV, negatives_NV, labels_N, objective.reward_temperature)
+        reward_N = reward_loss(z_NV, target_NV)
+    preference_N = preference_loss(z_NV, weights_NV, labels_N, objective.beta)
+    sums = [preference_N.sum(), distillation_N.sum(), reward_N.sum()]
+    counts = [negatives_NV.sum(), (~negatives_NV.any(1)).sum()]
+    loss_sum = sums[0] + objective.distillation_weight * sums[1] + objective.reward_weight * sums[2]
+    return loss_sum, torch.stack([value.detach().float() for value in sums + counts])
+
+
+def effective_head(lm_head_VH: Tensor, new_tokens: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The head with the new tokens' rows in place of its own.
+
+    By hand: head rows (a, b, c), ids (2, 0), rows (x, y) give (y, b, x).
+    """
+    if new_tokens is None:
+        return lm_head_VH
+    ids_R, rows_RH = new_tokens
+    return lm_head_VH.index_copy(0, ids_R, rows_RH.to(lm_head_VH.dtype))
+
+
+def hard_negatives(
+    ze_NV: Tensor, z_NV: Tensor, labels_N: Tensor, objective: Objective, candidates_V: Tensor | None
+) -> Tensor:
+    """Step 1, S_n as bool [N, V]: { v != y : v a candidate, ze[v] >= kappa }, the M largest ze, ties to the smaller id.
+
+    kappa = ze[y] + log(alpha) (`probability`: Pe(v) >= alpha Pe(y)) or alpha * z[y] (`logit`).
+    By hand: Pe = (1/2, 1/4, 1/8, 1/8), y = 0. `probability`: alpha = 0.4 gives {1}, alpha = 0.2 gives {1, 2, 3}, and
+    with M = 2 of these {1, 2}: 2 and 3 tie. `logit`: ze = (3, 1, 2, 0), z[y] = 4, alpha = 0.5: kappa = 2, S = {2}.
+    """
+    label_N1 = labels_N[:, None]
+    if objective.threshold == "probability":
+        kappa_N1 = ze_NV.gather(1, label_N1) + math.log(objective.alpha)
+    else:
+        kappa_N1 = objective.alpha * z_NV.gather(1, label_N1)
+    negatives_NV = (ze_NV >= kappa_N1).scatter(1, label_N1, False)
+    if candidates_V is not None:
+        negatives_NV = negatives_NV & candidates_V
+    if objective.max_negatives == 0:
+        return negatives_NV
+    # A stable sort keeps equal logits in order of their ids.
+    order_NV = ze_NV.masked_fill(~negatives_NV, -math.inf).sort(dim=1, descending=True, stable=True).indices
+    first_NV = torch.zeros_like(negatives_NV).scatter(1, order_NV[:, : objective.max_negatives], True)
+    return negatives_NV & first_NV
+
+
+def negative_weights(ze_NV: Tensor, negatives_NV: Tensor) -> Tensor:
+    """Step 1, w_n: softmax of ze over S_n, 0 outside; all 0 where S_n is empty.
+
+    By hand: Pe = (1/2, 1/4, 1/8, 1/8), S = {1, 2, 3} gives w = (0, 1/2, 1/4, 1/4).
+    """
+    return _masked_softmax(ze_NV, negatives_NV)
+
+
+def preference_loss(z_NV: Tensor, weights_NV: Tensor, labels_N: Tensor, beta: float) -> Tensor:
+    """Step 2, [N]: CE(softmax(z'), y) with z'_v = z_v + beta w_v |z_v|. Weights are 0 outside S and carry no gradient.
+
+    By hand, y = 0, w = (0, 1), beta = 1: z = (0, 1) becomes (0, 2), loss = log(1 + e^2) = 2.126928 (plain: 1.313262).
+    A negative logit is penalised too: z = (0, -1) becomes (0, 0), loss = log 2 = 0.693147 (plain: 0.313262).
+    """
+    penalised_NV = z_NV + beta * weights_NV * z_NV.abs()
+    return torch.nn.functional.cross_entropy(penalised_NV, labels_N, reduction="none")
+
+
+def distillation_loss(z_NV: Tensor, student_NV: Tensor, candidates_V: Tensor | None) -> Tensor:
+    """Step 3, [N]: KL(stopgrad(P) || Pe), both renormalised over the candidates.
+
+    By hand: P = (1/2, 1/2), Pe = (1/4, 3/4): KL = log(2)/2 + log(2/3)/2 = log(4/3)/2 = 0.143841. With a third token,
+    no candidate, P = (1/4, 1/4, 1/2) and Pe = (1/8, 3/8, 1/2) give the same.
+    """
+    if candidates_V is not None:
+        z_NV, student_NV = z_NV[:, candidates_V], student_NV[:, candidates_V]
+    teacher_logp_NV = z_NV.detach().log_softmax(1)
+    return (teacher_logp_NV.exp() * (teacher_logp_NV - student_NV.log_softmax(1))).sum(1)
+
+
+def reward_target(reward_NV: Tensor, negatives_NV: Tensor, labels_N: Tensor, temperature: float) -> Tensor:
+    """Step 4, q_n [N, V]: proportional to r^(1/T) over S_n and y, 0 elsewhere; all 0 where r is 0 on all of these.
+
+    By hand: r = (3/4, 1/4), S = {1}, y = 0: T = 1 gives q = (3/4, 1/4), T = 1/2 gives (9, 1)/10.
+    """
+    support_NV = negatives_NV.scatter(1, labels_N[:, None], True) & (reward_NV > 0)
+    return _masked_softmax(reward_NV.log() / temperature, support_NV)
+
+
+def reward_loss(z_NV: Tensor, target_NV: Tensor) -> Tensor:
+    """Step 4, [N]: -sum_v q_v log P(v), with P = softmax(z), unpenalised.
+
+    By hand: P = (1/2, 1/4, 1/4), q = (3/4, 1/4, 0): loss = 3/4 log 2 + 1/4 log 4 = 1.25 log 2 = 0.866434.
+    """
+    return -(target_NV * z_NV.log_softmax(1)).sum(1)
+
+
+def _masked_softmax(logits_NV: Tensor, mask_NV: Tensor) -> Tensor:
+    """Softmax over the True entries of each row, 0 elsewhere. A row without one is all 0, not NaN."""
+    masked_NV = logits_NV.masked_fill(~mask_NV, -math.inf)
+    return masked_NV.softmax(1).masked_fill(~mask_NV, 0.0)

@@ -1,0 +1,151 @@
+"""Rank the full catalogue for every user: Hit@K and NDCG@K by trie-constrained beam search.
+
+    python ilrec/rank.py --model runs/stage2/final --data DIR --split test --num_beams 20
+    deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR         # or torchrun: users split over the ranks
+
+--model is the final/ of a run (adapter or full model) or a merged model. Writes ranking.json beside the model's weights,
+or where --output says: metrics, and the protocol that they were measured under. Each user is ranked exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ilrec.base_model import find_model, load_base, load_tokenizer
+from ilrec.config import DataConfig, ModelConfig, read_yaml
+from ilrec.data.samples import EvaluationSamples, PromptCollator
+from ilrec.data.task import RecommendationTask, item_trie, load_task
+from ilrec.entry import rank, run_entry, world_size
+from ilrec.errors import InputError
+from ilrec.items.trie import ItemTrie
+from ilrec.model import add_item_tokens, load_adapter
+from ilrec.ranking.beam_search import trie_beam_search
+from ilrec.ranking.metrics import ranking_metrics, ranks_from_lists
+from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
+
+logger = logging.getLogger("ilrec.rank")
+SECONDS_BETWEEN_PROGRESS = 10
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="final/ of a run, or a merged model directory")
+    parser.add_argument("--data", help="data directory (default: the one that the model was trained on)")
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K")
+    parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
+    parser.add_argument("--max_users", type=int, default=0, help="rank only the first users, for a quick look; 0: all")
+    parser.add_argument("--base", default="", help="the adapter's base model, where it has moved")
+    parser.add_argument("--output", help="where to write (default: MODEL/ranking.json)")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    for name in ("num_beams", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name}: expected a positive number, got {getattr(arguments, name)}")
+    return arguments
+
+
+def load_trained(directory: str, base: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source = find_model(directory, base)
+    tokenizer = load_tokenizer(source)
+    model = load_base(source, ModelConfig(model=directory))
+    add_item_tokens(model, tokenizer)
+    if source.adapter:
+        model = load_adapter(model, source.adapter, is_trainable=False)
+    return model.to(device).eval(), tokenizer
+
+
+def data_config(model_directory: str, data: str | None) -> DataConfig:
+    """The data settings that the model was trained with; `data` overrides the place, not the rendering."""
+    path = Path(model_directory) / "ilrec.yaml"
+    recorded = read_yaml(path) if path.exists() else None
+    if recorded is None:
+        raise InputError(f"{model_directory}: no ilrec.yaml in it, so how it renders users and items is unknown; "
+                         "give the final/ of a run, or what tools/merge_lora.py wrote")
+    fields = {f.name: recorded[f.name] for f in dataclasses.fields(DataConfig) if f.name in recorded}
+    index = Path(model_directory) / "item_index.json"
+    fields |= {"data": data or recorded["data"], "semantic_ids": str(index) if index.exists() else fields["semantic_ids"]}
+    return DataConfig(**fields)
+
+
+@torch.inference_mode()
+def rank_users(model: PreTrainedModel, task: RecommendationTask, samples: EvaluationSamples, trie: ItemTrie,
+               pad_token_id: int, num_beams: int, batch_size: int) -> Tensor:
+    """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are split over the ranks."""
+    mine = range(rank(), len(samples), world_size())
+    loader = DataLoader(Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id))
+    ranks, started, spoke = [], time.monotonic(), time.monotonic()
+    for batch in loader:
+        items_BK, scores_BK = trie_beam_search(
+            model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), trie, num_beams)
+        ranks.append(ranks_from_lists(items_BK.cpu(), scores_BK.cpu(), batch["target_item"]))
+        if rank() == 0 and time.monotonic() - spoke > SECONDS_BETWEEN_PROGRESS:
+            spoke = time.monotonic()
+            num_done = sum(len(r) for r in ranks)
+            rate = num_done / (spoke - started)
+            logger.info("%d of %d users, %.1f users/s, %.0f s left", num_done * world_size(), len(samples),
+                        rate * world_size(), (len(mine) - num_done) / rate)
+    return _gather(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64), len(samples))
+
+
+def _gather(ranks: Tensor, num_users: int) -> Tensor:
+    """Every process's share, put back in user order. Each user is there once, whatever the number of processes."""
+    if world_size() == 1:
+        return ranks
+    shares: list = [None] * world_size()
+    dist.all_gather_object(shares, ranks)
+    merged = torch.full((num_users,), -1, dtype=torch.int64)
+    for process, share in enumerate(shares):
+        merged[process::world_size()] = share
+    return merged
+
+
+def start_processes() -> torch.device:
+    """The device of this process; a process group where a launcher started several."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world_size() > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse_arguments(argv)
+    config = data_config(arguments.model, arguments.data)
+    task = load_task(config)
+    device = start_processes()
+    model, tokenizer = load_trained(arguments.model, arguments.base, device)
+    builder = task.sample_builder(tokenizer)
+    trie = item_trie(builder).to(device)
+    samples = EvaluationSamples(task.dataset, builder, arguments.split)
+    if arguments.max_users:
+        samples = Subset(samples, range(min(arguments.max_users, len(samples))))
+    ranks = rank_users(model, task, samples, trie, tokenizer.pad_token_id, arguments.num_beams, arguments.batch_size)
+    metrics = ranking_metrics(ranks, tuple(k for k in CUTOFFS if k <= arguments.num_beams))
+    protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks),
+                "num_items": task.dataset.num_items, "num_beams": arguments.num_beams, "data": config.data,
+                "checkpoint": str(Path(arguments.model).resolve()), "dtype": str(model.dtype).split(".")[-1]}
+    if rank() == 0:
+        write_ranking(arguments.output or Path(arguments.model) / "ranking.json", metrics, protocol)
+        print(format_table({Path(arguments.model).parent.name or arguments.model: metrics}, tuple(metrics)), flush=True)
+
+
+if __name__ == "__main__":
+    run_entry(main)

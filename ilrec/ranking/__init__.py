@@ -1,0 +1,1 @@
+"""Ranking over the full catalogue: trie-constrained beam search and its metrics."""

@@ -1,0 +1,188 @@
+"""Train one stage: sft, stage1, stage2 or joint; a stage is a recipe and the model that it starts from.
+
+    python ilrec/train.py --config ilrec/recipes/sft.yaml --data DIR --output_dir runs/sft            # one process, no DeepSpeed
+    deepspeed --num_gpus 2 ilrec/train.py --ds_config ds_configs/zero3_cpu.json --config ilrec/recipes/stage1.yaml \\
+        --model runs/sft/final --data DIR --output_dir runs/stage1
+    torchrun --nproc_per_node 8 ilrec/train.py --ds_config ds_configs/zero3_bf16.json --config ilrec/recipes/stage2.yaml ...
+
+Any field of a recipe may be given as --field value. The run directory explains itself: config.yaml, ds_config.json,
+environment.json, metrics.jsonl, tensorboard/, checkpoint-*/ and final/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ilrec.base_model import (
+    ModelSource,
+    choose_dtype,
+    find_model,
+    is_materialised,
+    load_base,
+    load_tokenizer,
+    materialise,
+)
+from ilrec.collaborative.sasrec import SASRec
+from ilrec.config import TrainConfig, load_config, parse_overrides, write_text, write_yaml
+from ilrec.data.samples import EvaluationSamples, SampleBuilder, TrainingCollator, TrainingSamples
+from ilrec.data.task import RecommendationTask, item_trie, load_task
+from ilrec.entry import environment, run_entry, world_size
+from ilrec.errors import InputError
+from ilrec.items.trie import ItemTrie
+from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter
+from ilrec.training import zero3
+from ilrec.training.resume import find_checkpoint
+from ilrec.training.trainer import ILRecTrainer, RewardCollator
+
+logger = logging.getLogger("ilrec.train")
+
+
+def parse_arguments(argv: list[str]) -> tuple[TrainConfig, str | None]:
+    """The resolved settings and the DeepSpeed configuration's path."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="The fields, with help and defaults: ilrec/config.py", allow_abbrev=False)
+    parser.add_argument("--config", help="recipe (YAML)")
+    parser.add_argument("--ds_config", "--deepspeed", dest="ds_config", help="DeepSpeed configuration (JSON)")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # handed over by the deepspeed launcher; the environment says it too
+    known, rest = parser.parse_known_args(argv)
+    return load_config(known.config, parse_overrides(rest)), known.ds_config
+
+
+def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingArguments:
+    """The Hugging Face arguments; creating them starts the process group and announces ZeRO-3 to model loading."""
+    fields = {k: v for k, v in dataclasses.asdict(config.training).items() if k != "resume"}
+    dtype = choose_dtype(config.model.dtype)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.training.output_dir) / "tensorboard"))
+    return TrainingArguments(
+        **fields, deepspeed=ds_config, use_cpu=not torch.cuda.is_available(),
+        bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
+        gradient_checkpointing=config.model.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
+        report_to=["tensorboard"], remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"],
+        average_tokens_across_devices=True)
+
+
+def load_model(config: TrainConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase,
+               item_tokens: list[str], item_token_ids: list[int]) -> PreTrainedModel:
+    """Base model, rows for new tokens, adapter, objective."""
+    base = load_base(source, config.model)
+    add_item_tokens(base, tokenizer)
+    if source.adapter and config.model.adapter == "none":
+        raise InputError(f"model: {source.adapter} is an adapter and adapter is none: merge it first "
+                         "(tools/merge_lora.py), or set adapter: lora")
+    if source.adapter:
+        model = load_adapter(base, source.adapter, is_trainable=True)
+    elif config.model.adapter == "lora":
+        new_ids = tokenizer.convert_tokens_to_ids(item_tokens)
+        model = add_adapter(base, config.model, new_ids)
+    else:
+        model = base
+    if config.model.gradient_checkpointing:
+        model.enable_input_require_grads()  # frozen embeddings give checkpointed layers nothing to differentiate otherwise
+    attach_objective(model, config.objective, item_token_ids)
+    zero3.register_token_rows(model)
+    return model
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str], config: TrainConfig) -> None:
+    num_added = tokenizer.add_tokens(tokens)
+    if num_added and config.model.adapter == "lora" and not config.model.train_item_tokens:
+        raise InputError(f"train_item_tokens: false would leave {num_added} new semantic-ID tokens untrained and unsaved; "
+                         "expected true unless the base model knows them already")
+
+
+def make_collator(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, task: RecommendationTask, trie: ItemTrie) -> Any:
+    collate = TrainingCollator(tokenizer.pad_token_id)
+    if config.objective.reward_weight == 0:
+        return collate
+    sasrec = SASRec.load(config.objective.sasrec)
+    if sasrec.num_items != task.dataset.num_items:
+        raise InputError(f"sasrec: {config.objective.sasrec} was trained on {sasrec.num_items} items, {config.data.data} has "
+                         f"{task.dataset.num_items}; train it on this data with tools/train_sasrec.py")
+    return RewardCollator(collate, sasrec, trie)
+
+
+def find_source(config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments) -> ModelSource:
+    """The model to start from; one from scratch or from GGUF is first written as a directory, by one process per node."""
+    if not is_materialised(config.model):
+        return find_model(config.model.model)
+    directory = Path(config.training.output_dir) / "base"
+    texts = (task.prompt.item_text(item) for item in range(task.dataset.num_items))
+    with arguments.main_process_first(local=False), zero3.unsharded(arguments):
+        if arguments.process_index == 0:
+            materialise(config.model, directory, texts, config.training.seed)
+    return find_model(str(directory))
+
+
+def write_run_directory(config: TrainConfig, ds_config: dict | None, argv: list[str]) -> None:
+    directory = Path(config.training.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_yaml(directory / "config.yaml", config)
+    if ds_config is not None:
+        write_text(directory / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+    write_text(directory / "environment.json", json.dumps(environment(argv), indent=2) + "\n")
+
+
+def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationTask) -> None:
+    """final/: model or adapter, tokenizer, and what ranking needs to render users and items the same way."""
+    final = Path(config.training.output_dir) / "final"
+    trainer.save_model(str(final))
+    if trainer.is_world_process_zero():
+        task.write_item_index(final / "item_index.json")
+        write_yaml(final / "ilrec.yaml", config)
+
+
+def log_parameters(model: PreTrainedModel, samples: TrainingSamples, builder: SampleBuilder, task: RecommendationTask) -> None:
+    def count(trainable_only: bool) -> int:
+        return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not trainable_only)
+
+    logger.info("%s users, %s items, %s training samples; %s parameters, %s trained",
+                *(f"{n:,}" for n in (task.dataset.num_users, task.dataset.num_items, len(samples), count(False), count(True))))
+
+
+def train(argv: list[str]) -> None:
+    config, ds_path = parse_arguments(argv)
+    ds_config = None
+    if ds_path:
+        zero3.prepare_environment()
+        ds_config = zero3.read_ds_config(ds_path, config.flat(), choose_dtype(config.model.dtype), world_size())
+    task = load_task(config.data)
+    checkpoint = find_checkpoint(config.training.output_dir, config.training.resume)
+    if not is_materialised(config.model):
+        find_model(config.model.model)  # a wrong path is said before anything starts
+    arguments = training_arguments(config, ds_config)
+    zero3.prepare_sharded_loading()
+    if arguments.process_index == 0:
+        write_run_directory(config, ds_config, argv)
+    set_seed(config.training.seed)
+    source = find_source(config, task, arguments)
+    tokenizer = load_tokenizer(source, config.model.trust_remote_code)
+    item_tokens = task.prompt.new_tokens()
+    add_tokens(tokenizer, item_tokens, config)
+    builder = task.sample_builder(tokenizer)
+    trie = item_trie(builder)
+    collator = make_collator(config, tokenizer, task, trie)
+    model = load_model(config, source, tokenizer, item_tokens, trie.item_token_ids().tolist())
+    samples = TrainingSamples(task.dataset, builder)
+    log_parameters(model, samples, builder, task)
+    validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
+    trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation,
+                           data_collator=collator, processing_class=tokenizer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_final(trainer, config, task)
+
+
+if __name__ == "__main__":
+    run_entry(train)

@@ -1,0 +1,93 @@
+"""ILRecTrainer: the seams between the Hugging Face Trainer and the ILRec objective.
+
+The Trainer does the loop, DeepSpeed, checkpoints and schedules. Here: the loss terms are counted and logged over the global
+batch, what is saved is checked, and the run directory is kept readable (metrics.jsonl).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ilrec.collaborative.sasrec import SASRec
+from ilrec.collaborative.token_reward import token_rewards
+from ilrec.items.trie import ItemTrie
+from ilrec.ops import IGNORE_INDEX, STATS
+from ilrec.training.resume import COMPLETE
+from ilrec.training.zero3 import check_saved
+
+
+class RewardCollator:
+    """Adds the collaborative filter's token rewards (method.md, step 4) to a collated batch."""
+
+    def __init__(self, collate: Callable[[Sequence[dict]], dict[str, Tensor]], sasrec: SASRec, trie: ItemTrie) -> None:
+        self.collate, self.sasrec, self.trie = collate, sasrec, trie
+
+    def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.collate(samples)
+        probabilities_BI = self.sasrec.item_probabilities([sample["history_items"] for sample in samples])
+        batch["token_rewards"] = token_rewards(probabilities_BI, [sample["target_item"] for sample in samples], self.trie)
+        return batch
+
+
+class ILRecTrainer(Trainer):
+    """Trainer whose log lines carry the three loss terms and the hard negatives per supervised token."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sums: Tensor | None = None  # STATS and the token count since the last log line, this rank's share
+        self.add_callback(RunDirectory())
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+                     num_items_in_batch: Tensor | None = None) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().to(outputs.stats_5.dtype)
+            sums = torch.cat([outputs.stats_5, num_tokens[None]])
+            self._sums = sums if self._sums is None else self._sums + sums
+        # Evaluation asks for outputs to gather predictions from; the loss is all there is.
+        return (loss, {"loss": loss.detach()}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Called on all ranks at the same steps, so that the sums may be reduced here."""
+        if "loss" in logs and self._sums is not None:
+            logs.update(_means(self.accelerator.reduce(self._sums, reduction="sum")))
+            self._sums = None
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            check_saved(output_dir or self.args.output_dir)
+
+
+def _means(sums: Tensor) -> dict[str, float]:
+    totals = dict(zip((*STATS, "num_tokens"), sums.tolist(), strict=True))
+    num_tokens = max(totals["num_tokens"], 1.0)
+    means = {f"loss/{term}": totals[term] / num_tokens for term in ("preference", "distillation", "reward")}
+    return means | {"negatives/per_token": totals["num_negatives"] / num_tokens,
+                    "negatives/rows_without": totals["num_rows_without_negative"] / num_tokens}
+
+
+class RunDirectory(TrainerCallback):
+    """metrics.jsonl, one line per log; and the marker that makes a checkpoint complete."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+               logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with open(Path(args.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank has written its part
+        if state.is_world_process_zero:
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            marker = {"step": state.global_step, "world_size": args.world_size}
+            (directory / COMPLETE).write_text(json.dumps(marker) + "\n", encoding="utf-8")

@@ -1,0 +1,124 @@
+"""What ZeRO-3 needs beside the Trainer: sharded loading, token rows, and a check that nothing was saved empty.
+
+The only file that imports deepspeed, and only inside functions: `import ilrec` works without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+from ilrec.config import read_json
+from ilrec.errors import InputError
+
+# DeepSpeed's batch arithmetic: the ds_config key and the setting that it must agree with.
+BATCH_KEYS = {"train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+              "gradient_accumulation_steps": "gradient_accumulation_steps",
+              "gradient_clipping": "max_grad_norm"}
+
+
+def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_size: int) -> dict:
+    """The DeepSpeed configuration, checked against the recipe's settings: `auto` wherever the recipe decides.
+
+    Raises InputError naming file, key, both values and the mend, before any process group exists.
+    """
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object with DeepSpeed's settings")
+    for key, name in BATCH_KEYS.items():
+        if config.get(key, "auto") not in ("auto", settings[name]):
+            raise InputError(f"{path}: {key} = {config[key]} contradicts {name} = {settings[name]} of the recipe; "
+                             f'write "auto" into the file, or --{name} {config[key]}')
+    expected = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * world_size
+    if config.get("train_batch_size", "auto") not in ("auto", expected):
+        raise InputError(f"{path}: train_batch_size = {config['train_batch_size']} contradicts the recipe: "
+                         f"per_device_train_batch_size x gradient_accumulation_steps x {world_size} ranks = {expected}; "
+                         'write "auto" into the file')
+    for section, wanted in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        enabled = config.get(section, {}).get("enabled", "auto")
+        if enabled != "auto" and enabled != (dtype == wanted):
+            raise InputError(f"{path}: {section}.enabled = {str(enabled).lower()} contradicts dtype {str(dtype).split('.')[-1]}"
+                             f' of the recipe; write "auto" into the file, or set --dtype')
+    return config
+
+
+def prepare_environment() -> None:
+    """Let DeepSpeed start without a launcher, as one process: it asks the environment who it is."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+@contextlib.contextmanager
+def unsharded(arguments: TrainingArguments) -> Iterator[None]:
+    """Inside, models are loaded whole on this rank alone: sharded loading is collective and would wait for the others."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(arguments.hf_deepspeed_config)
+
+
+def prepare_sharded_loading() -> None:
+    """Call once the Trainer's arguments exist (they start the process group) and before a model is loaded."""
+    if not is_deepspeed_zero3_enabled():
+        return
+    import deepspeed
+
+    # On the CPU accelerate starts torch's process group only; DeepSpeed, unaware of it, would shard for a world of one.
+    deepspeed.init_distributed()
+
+    def collect(layer: TrainableTokensLayer, weight: Tensor, rows: list[int], embed_dim: int) -> Tensor:
+        """peft (0.21) reads the rows to train through CUDA only. Here all ranks gather, so any device will do."""
+        with deepspeed.zero.GatheredParameters([weight]):
+            return weight[rows].clone()
+
+    TrainableTokensLayer._collect_token_weights = collect
+
+
+def register_token_rows(model: nn.Module) -> None:
+    """Tell ZeRO-3 which weights a token-row layer reads without calling the module that owns them.
+
+    Not as ZeRO-3 leaf modules: those reduce their gradients when the module's own backward ends, which loses the share of
+    rows that the embedding and a tied head train together.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return
+    import deepspeed
+
+    for layer in model.modules():
+        if isinstance(layer, TrainableTokensLayer):
+            for parameter in (layer.base_layer.weight, *layer.trainable_tokens_delta.values()):
+                deepspeed.zero.register_external_parameter(layer, parameter)
+
+
+def check_saved(directory: str | Path) -> None:
+    """Raises RuntimeError when a saved tensor is empty (the usual ZeRO-3 and LoRA accident) or nothing was saved."""
+    files = sorted(Path(directory).glob("*.safetensors"))
+    if not files:
+        raise RuntimeError(f"{directory}: no weights were saved")
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]
+        if empty:
+            raise RuntimeError(f"{file}: {len(empty)} tensors of size 0 were saved, first {empty[0]}")

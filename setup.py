@@ -1,0 +1,31 @@
+"""Installs ilrec. Ranges that people can live with; the exact versions of CI are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ilrec",
+    version="0.1.0",
+    description="Train an LLM recommender with self-hard negatives from its own intermediate layers (arXiv 2602.17410)",
+    packages=find_packages(include=["ilrec", "ilrec.*"]),
+    package_data={"ilrec": ["recipes/*.yaml"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.8",
+        "transformers>=5",
+        "peft>=0.18",
+        "deepspeed>=0.17",
+        "accelerate>=1.10",
+        "datasets>=3",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "safetensors>=0.5",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.15",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "gpu": ["flash-attn>=2.6"],
+        "gguf": ["gguf>=0.10"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "types-PyYAML", "gguf>=0.10"],
+    },
+)

@@ -1,0 +1,75 @@
+"""Input and comparisons that the tests of ilrec.ops share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilrec.ops import Objective, cross_layer_loss
+
+
+def objective(**changes: object) -> Objective:
+    settings = dict(beta=1.0, distillation_weight=0.0, reward_weight=0.0, threshold="probability", alpha=0.5,
+                    max_negatives=0, distillation_target="ensemble", reward_temperature=1.0)
+    return Objective(**(settings | changes))  # type: ignore[arg-type]
+
+
+FULL = objective(beta=0.7, distillation_weight=0.6, reward_weight=0.4, alpha=0.3)
+SFT = objective(beta=0.0)
+TRAINED = ("hidden_NH", "readout_KNH", "lm_head_VH", "new_token_rows_RH")
+Case = dict[str, Any]
+
+
+def make_case(num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, num_layers: int = 3) -> Case:
+    """Random float64 input with labels that the readout finds likely; a third of each row's tokens carries a reward."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    hidden, head = normal(num_rows, hidden_size), normal(vocab_size, hidden_size)
+    readout = hidden + 0.7 * normal(num_layers, num_rows, hidden_size)
+    rank = min(2, vocab_size - 1)
+    labels = (readout.mean(0) @ head.T).argsort(1, descending=True)[:, rank]
+    reward = torch.rand(num_rows, vocab_size, generator=generator, dtype=torch.float64)
+    known = torch.rand(num_rows, vocab_size, generator=generator) < 0.33
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), known.sum(1).cumsum(0)])
+    return {"hidden_NH": hidden, "readout_KNH": readout, "lm_head_VH": head, "labels_N": labels,
+            "token_rewards": (offsets, known.nonzero()[:, 1], reward[known])}
+
+
+def with_new_tokens(case: Case, *ids: int) -> Case:
+    rows = torch.linspace(-1, 1, len(ids) * case["lm_head_VH"].shape[1], dtype=torch.float64).sin()
+    return case | {"new_token_ids_R": torch.tensor(ids), "new_token_rows_RH": rows.view(len(ids), -1)}
+
+
+def run(case: Case, goal: Objective, backend: str = "row_slab", dtype: torch.dtype = torch.float64, device: str = "cpu",
+        frozen: tuple[str, ...] = (), **options: Any) -> dict[str, Tensor]:
+    """Loss, statistics and every gradient, moved back to float64."""
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    inputs = {name: moved(value) for name, value in case.items()}
+    for name in TRAINED:
+        if inputs.get(name) is not None:
+            inputs[name] = inputs[name].detach().to(dtype).requires_grad_(name not in frozen)
+    loss, stats = cross_layer_loss(**inputs, objective=goal, backend=backend, **options)
+    loss.backward()
+    results = {"loss": loss.detach(), "stats": stats}
+    results |= {name: inputs[name].grad for name in TRAINED if inputs.get(name) is not None}
+    return {name: value.double().cpu() for name, value in results.items() if value is not None}
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        bound = 1e-5 if name == "stats" else 1e-10  # statistics are float32
+        torch.testing.assert_close(actual[name], value, rtol=bound, atol=bound, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def assert_matches_reference(case: Case, goal: Objective, **options: Any) -> dict[str, Tensor]:
+    actual = run(case, goal, **options)
+    assert_same(actual, run(case, goal, backend="reference"))
+    return actual

@@ -1,0 +1,91 @@
+"""The table and the picture of a set of runs: metrics of each, loss terms and hard negatives over steps.
+
+    python tools/report.py --rank NAME=ranking.json ... --run NAME=RUN_DIR ... --output report.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen on a cluster
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ilrec.config import read_json
+from ilrec.entry import run_entry
+from ilrec.errors import InputError
+from ilrec.ranking.results import format_table
+
+COLUMNS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
+TERMS = ("preference", "distillation", "reward")
+
+
+def named(pairs: list[str]) -> dict[str, Path]:
+    """NAME=PATH words, in order."""
+    found = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals:
+            raise InputError(f"expected NAME=PATH, got {pair!r}")
+        found[name] = Path(path)
+    return found
+
+
+def read_steps(run: Path) -> list[dict]:
+    """The training lines of a run's metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; --run takes the output_dir of ilrec/train.py")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def draw(rows: dict[str, dict[str, float]], runs: dict[str, list[dict]], path: Path) -> None:
+    """Loss terms | hard negatives per token | Hit@K bars. Runs follow each other on the step axis."""
+    figure, (losses, negatives, bars) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    offset = 0
+    for name, lines in runs.items():
+        steps = [offset + line["step"] for line in lines]
+        for term, style in zip(TERMS, ("-", "--", ":"), strict=True):
+            values = [line.get(f"loss/{term}", 0.0) for line in lines]
+            if any(values):
+                losses.plot(steps, values, style, label=f"{name}: {term}")
+        negatives.plot(steps, [line.get("negatives/per_token", 0.0) for line in lines], label=name)
+        offset = steps[-1] if steps else offset
+    losses.set(title="Loss terms", xlabel="optimizer step", ylabel="mean per supervised token", yscale="log")
+    negatives.set(title="Hard negatives", xlabel="optimizer step", ylabel="per supervised token")
+    for axis in (losses, negatives):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    width = 0.8 / 2
+    for shift, metric in ((-width / 2, "hit@5"), (width / 2, "hit@10")):
+        drawn = bars.bar([i + shift for i in range(len(rows))], [m[metric] for m in rows.values()], width,
+                         label=metric.replace("hit", "Hit"))
+        bars.bar_label(drawn, fmt="%.3f", fontsize=7)
+    bars.set_xticks(range(len(rows)), list(rows), rotation=20)
+    bars.set(title="Full-catalogue ranking, test users")
+    bars.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rank", nargs="+", required=True, metavar="NAME=FILE", help="ranking.json of each row")
+    parser.add_argument("--run", nargs="*", default=[], metavar="NAME=DIR", help="run directories, in training order")
+    parser.add_argument("--output", required=True, type=Path, help="PNG to write")
+    arguments = parser.parse_args(argv)
+    rows = {name: read_json(path)["metrics"] for name, path in named(arguments.rank).items()}
+    runs = {name: read_steps(path) for name, path in named(arguments.run).items()}
+    draw(rows, runs, arguments.output)
+    print(format_table(rows, COLUMNS))
+    print(f"picture: {arguments.output}", flush=True)
+
+
+if __name__ == "__main__":
+    run_entry(main)
