@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     plain = format_codes(codes_IL)
     semantic_ids = resolve_collisions(plain)
     write_semantic_ids(arguments.output, dataset.item_ids, semantic_ids)
-    use = ", ".join(f"{share:.0%}" for share in codebook_use(codes_IL))
+    use = ", ".join(f"{share:.0%}" for share in codebook_use(codes_IL, arguments.codebook_size))
     num_extra = sum(a != b for a, b in zip(plain, semantic_ids, strict=True))
     print(f"{arguments.output}: {dataset.num_items} items, {arguments.num_levels} levels of {arguments.codebook_size} codes; "
           f"use per level {use}; {num_extra} items needed an extra token; collisions left: 0", flush=True)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ilrec.config import DataConfig
 from ilrec.data.interactions import InteractionDataset, read_interactions
-from ilrec.data.prompts import Prompt, SemanticIdPrompt, TitlePrompt
+from ilrec.data.prompts import Prompt, SemanticIdPrompt, TitlePrompt, Wording
 from ilrec.data.samples import SampleBuilder
 from ilrec.errors import InputError
 from ilrec.items.semantic_ids import read_semantic_ids, resolve_collisions, write_semantic_ids
@@ -44,19 +44,19 @@ class RecommendationTask:
 def load_task(config: DataConfig) -> RecommendationTask:
     """Read interactions and items. Raises InputError for what is missing, malformed or contradictory in them."""
     dataset = read_interactions(config.data, config.k_core)
-    wording = (config.prompt_prefix, config.prompt_separator, config.prompt_suffix)
+    wording = Wording(config.prompt_prefix, config.prompt_separator, config.prompt_suffix)
     if config.item_format == "title":
         if dataset.titles is None:
             raise InputError(f"{config.data}: item_format is title, and the data has no titles: expected *.item.json or *.item; "
                              "add it, or use item_format: semantic_id")
-        return RecommendationTask(config, dataset, TitlePrompt(dataset.titles, *wording), None)
+        return RecommendationTask(config, dataset, TitlePrompt(dataset.titles, wording), None)
     path = Path(config.semantic_ids) if config.semantic_ids else _index_file(config.data)
     read = read_semantic_ids(path, dataset.item_ids)
     semantic_ids = resolve_collisions(read)
     num_moved = sum(a != b for a, b in zip(read, semantic_ids, strict=True))
     if num_moved:
         logger.warning("%s: %d items share their semantic ID with another; each got one more token", path, num_moved)
-    return RecommendationTask(config, dataset, SemanticIdPrompt(semantic_ids, *wording), semantic_ids)
+    return RecommendationTask(config, dataset, SemanticIdPrompt(semantic_ids, wording), semantic_ids)
 
 
 def _index_file(directory: str) -> Path:

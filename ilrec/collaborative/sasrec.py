@@ -1,0 +1,234 @@
+"""SASRec, the light collaborative filter whose opinion becomes the reward (Kang & McAuley 2018; method.md, step 4).
+
+A causal transformer over item embeddings, trained with cross-entropy over the full catalogue at every position. The command
+line is tools/train_sasrec.py.
+
+Shapes: B batch, T positions, D hidden size, I items, P positions with a target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ilrec.config import SASRecConfig, read_json, write_text
+from ilrec.errors import InputError
+
+PADDING = -1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+INITIAL_STD = 0.02
+# Scores of one validation batch: this many users times the catalogue.
+VALIDATION_BATCH_SIZE = 512
+VALIDATION_CUTOFF = 10
+
+Sequences = Sequence[Sequence[int] | np.ndarray]
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and feed-forward."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.num_heads, self.dropout = config.num_heads, config.dropout
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.feed_forward = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Dropout(config.dropout),
+                                          nn.Linear(4 * size, size), nn.Dropout(config.dropout))
+
+    def forward(self, states_BTD: Tensor, mask_B1TT: Tensor) -> Tensor:
+        """mask_B1TT: bool, True where a position (row) may look at another (column)."""
+        heads = self.qkv(self.attention_norm(states_BTD)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1TT,
+                                                  dropout_p=self.dropout if self.training else 0.0)
+        update_BTD = self.out(attended.transpose(1, 2).flatten(2))
+        states_BTD = states_BTD + F.dropout(update_BTD, self.dropout, self.training)
+        return states_BTD + self.feed_forward(self.feed_forward_norm(states_BTD))
+
+
+class SASRec(nn.Module):
+    """Scores every item as a user's next one. Items are 0 ... num_items - 1."""
+
+    def __init__(self, num_items: int, config: SASRecConfig) -> None:
+        super().__init__()
+        self.num_items, self.config = num_items, config
+        self.items = nn.Embedding(num_items, config.hidden_size)
+        self.positions = nn.Embedding(config.max_history_items, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        for parameter in (self.items.weight, self.positions.weight):
+            nn.init.normal_(parameter, std=INITIAL_STD)
+
+    def forward(self, items_BT: Tensor) -> Tensor:
+        """items_BT: int64, oldest first, padded with -1 on the left, T <= max_history_items. Returns states [B, T, D].
+
+        The state at t has seen the items up to t. The newest item always has the last position.
+        """
+        length = items_BT.shape[1]
+        is_item_BT = items_BT != PADDING
+        recency_T = torch.arange(self.config.max_history_items - length, self.config.max_history_items,
+                                 device=items_BT.device)
+        states_BTD = self.dropout(self.items(items_BT.clamp(min=0)) + self.positions(recency_T))
+        # Padding sees itself, because a row of attention with nothing in it is NaN.
+        itself_TT = torch.eye(length, dtype=torch.bool, device=items_BT.device)
+        mask_B1TT = (is_item_BT[:, None, None, :] & torch.ones_like(itself_TT).tril()) | itself_TT
+        for block in self.blocks:
+            states_BTD = block(states_BTD, mask_B1TT)
+        return self.norm(states_BTD)
+
+    def item_logits(self, states: Tensor) -> Tensor:
+        """states [..., D] -> scores of all items [..., I], by the embedding that also reads them."""
+        return states @ self.items.weight.T
+
+    def item_embeddings(self) -> Tensor:
+        """[I, D]"""
+        return self.items.weight
+
+    @torch.no_grad()
+    def item_probabilities(self, histories: Sequences) -> Tensor:
+        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1. Dropout is off; an empty history is uniform."""
+        self.eval()
+        device = self.items.weight.device
+        items_BT = _left_padded([history[-self.config.max_history_items:] for history in histories]).to(device)
+        logits_BI = self.item_logits(self(items_BT)[:, -1])
+        is_empty_B = (items_BT == PADDING).all(dim=1)
+        return logits_BI.masked_fill(is_empty_B[:, None], 0.0).float().softmax(dim=-1)
+
+    def save(self, directory: str | Path) -> None:
+        """Weights, then the configuration that makes them complete, each beside and renamed."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        beside = directory / f".{WEIGHTS}.{os.getpid()}.tmp"
+        save_file({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}, beside)
+        os.replace(beside, directory / WEIGHTS)
+        content = {"num_items": self.num_items, **dataclasses.asdict(self.config)}
+        write_text(directory / CONFIG, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> SASRec:
+        """The model that save() wrote, on the CPU, in evaluation mode. InputError where it is incomplete or damaged."""
+        directory = Path(directory)
+        missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
+        if missing:
+            raise InputError(f"{directory}: not a complete SASRec: {' and '.join(missing)} missing; expected a directory "
+                             "written by tools/train_sasrec.py")
+        settings = read_json(directory / CONFIG)
+        try:
+            model = cls(settings.pop("num_items"), SASRecConfig(**settings))
+            model.load_state_dict(load_file(directory / WEIGHTS))
+        except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected both from one "
+                             "run of tools/train_sasrec.py: run it again") from None
+        return model.eval()
+
+
+def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfig,
+                 valid: tuple[Sequences, Sequence[int] | np.ndarray], log: Callable[[str], object]) -> SASRec:
+    """Train, and return the epoch with the best NDCG@10 on `valid`, (histories, targets), on the CPU.
+
+    Every item of a training sequence but the first is a target once. The seed decides the result on the CPU. One line
+    per epoch goes to `log`. Raises InputError where no sequence has two items.
+    """
+    windows_WT = _windows(train_sequences, config.max_history_items)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = SASRec(num_items, config).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        best_ndcg, best_epoch, best_state = -1.0, 0, {}
+        started = time.monotonic()
+        for epoch in range(1, config.num_epochs + 1):
+            loss = _train_epoch(model, optimizer, windows_WT)
+            ndcg = _ndcg(model, *valid)
+            if ndcg > best_ndcg:
+                best_ndcg, best_epoch = ndcg, epoch
+                best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            seconds = time.monotonic() - started
+            log(f"epoch {epoch}/{config.num_epochs}: loss {loss:.3f}, valid NDCG@{VALIDATION_CUTOFF} {ndcg:.4f} "
+                f"(best {best_ndcg:.4f}, epoch {best_epoch}), {seconds:.0f} s, {seconds / epoch:.1f} s/epoch, "
+                f"at most {seconds / epoch * (config.num_epochs - epoch):.0f} s left")
+            if epoch - best_epoch >= config.patience:
+                break
+    model.load_state_dict(best_state)
+    return model.cpu().eval()
+
+
+def popularity_scores(train_sequences: Sequences, num_items: int) -> np.ndarray:
+    """Interactions per item, float64 [I]: the baseline that every filter must beat."""
+    return np.bincount(np.concatenate([np.asarray(s, dtype=np.int64) for s in train_sequences]),
+                       minlength=num_items).astype(np.float64)
+
+
+def _train_epoch(model: SASRec, optimizer: torch.optim.Optimizer, windows_WT: Tensor) -> float:
+    """One pass over the windows in random order. Returns the mean loss per target."""
+    model.train()
+    device = model.items.weight.device
+    loss_sum, num_targets = torch.zeros((), device=device), 0
+    for batch in torch.randperm(len(windows_WT)).split(model.config.batch_size):
+        window_BT = _trimmed(windows_WT[batch]).to(device)
+        # Only positions that have a target are projected onto the catalogue.
+        has_target_BT = window_BT[:, :-1] != PADDING
+        states_PD = model(window_BT[:, :-1])[has_target_BT]
+        targets_P = window_BT[:, 1:][has_target_BT]
+        loss = F.cross_entropy(model.item_logits(states_PD), targets_P)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.detach() * len(targets_P)
+        num_targets += len(targets_P)
+    return loss_sum.item() / num_targets
+
+
+def _ndcg(model: SASRec, histories: Sequences, targets: Sequence[int] | np.ndarray) -> float:
+    """NDCG@10 against the full catalogue; a tie counts against the target."""
+    gain = 0.0
+    for begin in range(0, len(histories), VALIDATION_BATCH_SIZE):
+        users = slice(begin, begin + VALIDATION_BATCH_SIZE)
+        scores_BI = model.item_probabilities(histories[users]).cpu()
+        own_B1 = scores_BI.gather(1, torch.as_tensor(targets[users])[:, None])
+        ranks_B = (scores_BI >= own_B1).sum(dim=1)
+        gain += (1 / torch.log2(ranks_B[ranks_B <= VALIDATION_CUTOFF] + 1)).sum().item()
+    return gain / len(histories)
+
+
+def _windows(sequences: Sequences, max_history_items: int) -> Tensor:
+    """int64 [W, max_history_items + 1], left padded with -1: what is read and, shifted by one, what is predicted.
+
+    A longer sequence is cut from its newest end; neighbours share one item, a target here and the first input there.
+    """
+    windows = [sequence[max(end - max_history_items - 1, 0):end]
+               for sequence in sequences for end in range(len(sequence), 1, -max_history_items)]
+    if not windows:
+        raise InputError("SASRec: no training sequence has two items; expected users with four interactions or more, "
+                         "of which the last two are held out")
+    padded_WT = _left_padded(windows)
+    return F.pad(padded_WT, (max_history_items + 1 - padded_WT.shape[1], 0), value=PADDING)
+
+
+def _trimmed(windows_BT: Tensor) -> Tensor:
+    """Without the columns on the left that are padding in every row."""
+    longest = int((windows_BT != PADDING).sum(dim=1).max())
+    return windows_BT[:, -longest:]
+
+
+def _left_padded(rows: Sequences) -> Tensor:
+    """int64 [B, longest row, at least 1], padded with -1 on the left."""
+    width = max([1, *(len(row) for row in rows)])
+    padded_BT = np.full((len(rows), width), PADDING, dtype=np.int64)
+    for padded_T, row in zip(padded_BT, rows, strict=True):
+        padded_T[width - len(row):] = row
+    return torch.from_numpy(padded_BT)

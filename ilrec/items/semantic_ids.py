@@ -1,0 +1,83 @@
+"""Semantic IDs: an item's codes as tokens, `<a_12><b_3><c_77>` (LC-Rec). Read, write, make unique.
+
+The file is LC-Rec's *.index.json: {item: ["<a_12>", "<b_3>", "<c_77>"]}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ilrec.errors import InputError
+
+SemanticId = tuple[str, ...]
+
+
+def read_semantic_ids(path: str | Path, item_ids: Sequence[str]) -> list[SemanticId]:
+    """The semantic ID of each of `item_ids`, in that order. Further items in the file are ignored.
+
+    Raises InputError when the file is missing or malformed, or lacks an item.
+    """
+    try:
+        index = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; make it with tools/build_semantic_ids.py") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    if not isinstance(index, dict):
+        raise InputError(f'{path}: expected {{item: ["<a_1>", "<b_2>", ...]}}, got a {type(index).__name__}')
+    missing = [item for item in item_ids if item not in index]
+    if missing:
+        raise InputError(f"{path}: no semantic ID for item {missing[0]!r} ({len(missing)} of {len(item_ids)} items are missing); "
+                         "build the index from the same data")
+    for item in item_ids:
+        codes = index[item]
+        if not isinstance(codes, list) or not codes or not all(isinstance(code, str) and code for code in codes):
+            raise InputError(f'{path}: item {item!r}: expected a list of tokens like ["<a_1>", "<b_2>"], got {codes!r}')
+    return [tuple(index[item]) for item in item_ids]
+
+
+def write_semantic_ids(path: str | Path, item_ids: Sequence[str], semantic_ids: Sequence[SemanticId]) -> None:
+    """Beside and renamed: a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    index = {item: list(codes) for item, codes in zip(item_ids, semantic_ids, strict=True)}
+    beside.write_text(json.dumps(index) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def format_codes(codes_IL: np.ndarray) -> list[SemanticId]:
+    """Codes int [I, L] -> tokens: level l, code c is `<a_c>` for l = 0, `<b_c>` for l = 1, ..."""
+    return [tuple(_token(level, code) for level, code in enumerate(codes)) for codes in codes_IL.tolist()]
+
+
+def _token(level: int, code: int) -> str:
+    return f"<{chr(ord('a') + level)}_{code}>"
+
+
+def resolve_collisions(semantic_ids: Sequence[SemanticId]) -> list[SemanticId]:
+    """Items that share an ID get one more token, 0, 1, 2, ... in item order; the others stay as they are.
+
+    IDs of different length are told apart by the end token that closes every response.
+    """
+    counts = Counter(semantic_ids)
+    seen: Counter[SemanticId] = Counter()
+    resolved = []
+    for codes in semantic_ids:
+        if counts[codes] == 1:
+            resolved.append(codes)
+            continue
+        resolved.append((*codes, _token(len(codes), seen[codes])))
+        seen[codes] += 1
+    return resolved
+
+
+def item_tokens(semantic_ids: Sequence[SemanticId]) -> list[str]:
+    """The distinct tokens, shorter first, then by text: the same for every process and run."""
+    return sorted({token for codes in semantic_ids for token in codes}, key=lambda token: (token[:2], len(token), token))
