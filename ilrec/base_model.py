@@ -79,7 +79,7 @@ def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed
     beside = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     if config.init is not None:
-        tokenizer = train_tokenizer(texts, int(config.init.get("vocab_size", SCRATCH_VOCAB_SIZE)))
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, int(config.init.get("vocab_size", SCRATCH_VOCAB_SIZE)))
         model: PreTrainedModel = _from_scratch(config.init, tokenizer, seed)
     else:
         model, tokenizer = _from_gguf(Path(config.model))

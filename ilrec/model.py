@@ -70,6 +70,16 @@ class CrossLayerMixin:
     _vocabulary_objective: Objective
     item_token_mask_V: Tensor | None
 
+    def prepare_objective(self, objective: ObjectiveConfig, item_token_ids: list[int]) -> None:
+        """Read once what the vocabulary operation needs of the settings."""
+        self._objective = objective
+        self._vocabulary_objective = Objective(**{name: getattr(objective, name) for name in Objective.__dataclass_fields__})
+        mask_V = None
+        if objective.candidates == "items":
+            mask_V = torch.zeros(vocabulary_rows(self), dtype=torch.bool)
+            mask_V[item_token_ids] = True
+        self.register_buffer("item_token_mask_V", mask_V, persistent=False)  # type: ignore[attr-defined]
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -143,24 +153,17 @@ def vocabulary_head(model: PreTrainedModel | CrossLayerMixin) -> nn.Module:
 
 def attach_objective(model: PreTrainedModel | PeftModel, objective: ObjectiveConfig, item_token_ids: list[int]) -> None:
     """Make the model's forward return the ILRec loss, in place. InputError for a model it would be wrong for."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     _check_supported(base, objective)
     head = vocabulary_head(base)
     head.__class__ = CrossLayerTokenRows if isinstance(head, TrainableTokensLayer) else CrossLayerLinear
     # A subclass made here, under the model's own name: save_pretrained records the class's name as the architecture.
     cls = base.__class__
     base.__class__ = type(cls.__name__, (CrossLayerMixin, cls), {"__module__": cls.__module__})
-    base._objective = objective
-    base._vocabulary_objective = Objective(**{name: getattr(objective, name) for name in Objective.__dataclass_fields__})
-    base.item_token_mask_V = None
-    if objective.candidates == "items":
-        mask_V = torch.zeros(vocabulary_rows(base), dtype=torch.bool)
-        mask_V[item_token_ids] = True
-        del base.item_token_mask_V
-        base.register_buffer("item_token_mask_V", mask_V, persistent=False)
+    base.prepare_objective(objective, item_token_ids)
 
 
-def vocabulary_rows(model: PreTrainedModel) -> int:
+def vocabulary_rows(model: Any) -> int:
     """Rows of the head; the config, not the tensor, because ZeRO-3 shards tensors to size 0."""
     return model.config.get_text_config().vocab_size
 
@@ -172,7 +175,8 @@ def _check_supported(model: PreTrainedModel, objective: ObjectiveConfig) -> None
         if value != neutral:
             raise InputError(f"{name}: {field} = {value}: the readout layers' mean is not one projection of this head; "
                              "use a Llama-like model without it")
-    decoder, head = model.get_decoder(), vocabulary_head(model)
+    decoder: Any = model.get_decoder()
+    head: Any = vocabulary_head(model)
     if not hasattr(decoder, "norm") or not hasattr(decoder, "layers"):
         raise InputError(f"{name}: {type(model).__name__} has no decoder with `layers` and `norm`; "
                          "use a Llama-like model (Llama, Qwen2, Qwen3, Mistral, SmolLM2)")
@@ -208,7 +212,7 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, item_token_ids: lis
 
 def _saved_without_embeddings(model: PeftModel) -> PeftModel:
     """peft adds both whole [V, H] matrices to an adapter once the vocabulary has grown; the trained rows are saved anyway."""
-    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return model
 
 

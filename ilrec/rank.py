@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
 from ilrec.base_model import find_model, load_base, load_tokenizer
 from ilrec.config import DataConfig, ModelConfig, read_yaml
 from ilrec.data.samples import EvaluationSamples, PromptCollator
-from ilrec.data.task import RecommendationTask, item_trie, load_task
+from ilrec.data.task import item_trie, load_task
 from ilrec.entry import rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
@@ -49,7 +49,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K")
     parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
-    parser.add_argument("--max_users", type=int, default=0, help="rank only the first users, for a quick look; 0: all")
     parser.add_argument("--base", default="", help="the adapter's base model, where it has moved")
     parser.add_argument("--output", help="where to write (default: MODEL/ranking.json)")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
@@ -60,14 +59,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def load_trained(directory: str, base: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_trained(directory: str, base: str, device: torch.device) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     source = find_model(directory, base)
     tokenizer = load_tokenizer(source)
-    model = load_base(source, ModelConfig(model=directory))
-    add_item_tokens(model, tokenizer)
-    if source.adapter:
-        model = load_adapter(model, source.adapter, is_trainable=False)
-    return model.to(device).eval(), tokenizer
+    base_model = load_base(source, ModelConfig(model=directory))
+    add_item_tokens(base_model, tokenizer)
+    model = load_adapter(base_model, source.adapter, is_trainable=False) if source.adapter else base_model
+    return torch.nn.Module.to(model, device).eval(), tokenizer
 
 
 def data_config(model_directory: str, data: str | None) -> DataConfig:
@@ -84,15 +82,15 @@ def data_config(model_directory: str, data: str | None) -> DataConfig:
 
 
 @torch.inference_mode()
-def rank_users(model: PreTrainedModel, task: RecommendationTask, samples: EvaluationSamples, trie: ItemTrie,
-               pad_token_id: int, num_beams: int, batch_size: int) -> Tensor:
+def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTrie, pad_token_id: int, num_beams: int,
+               batch_size: int, device: torch.device) -> Tensor:
     """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are split over the ranks."""
     mine = range(rank(), len(samples), world_size())
     loader = DataLoader(Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id))
     ranks, started, spoke = [], time.monotonic(), time.monotonic()
     for batch in loader:
         items_BK, scores_BK = trie_beam_search(
-            model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), trie, num_beams)
+            model, batch["input_ids"].to(device), batch["attention_mask"].to(device), trie, num_beams)
         ranks.append(ranks_from_lists(items_BK.cpu(), scores_BK.cpu(), batch["target_item"]))
         if rank() == 0 and time.monotonic() - spoke > SECONDS_BETWEEN_PROGRESS:
             spoke = time.monotonic()
@@ -135,9 +133,7 @@ def main(argv: list[str]) -> None:
     builder = task.sample_builder(tokenizer)
     trie = item_trie(builder).to(device)
     samples = EvaluationSamples(task.dataset, builder, arguments.split)
-    if arguments.max_users:
-        samples = Subset(samples, range(min(arguments.max_users, len(samples))))
-    ranks = rank_users(model, task, samples, trie, tokenizer.pad_token_id, arguments.num_beams, arguments.batch_size)
+    ranks = rank_users(model, samples, trie, tokenizer.pad_token_id, arguments.num_beams, arguments.batch_size, device)
     metrics = ranking_metrics(ranks, tuple(k for k in CUTOFFS if k <= arguments.num_beams))
     protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks),
                 "num_items": task.dataset.num_items, "num_beams": arguments.num_beams, "data": config.data,

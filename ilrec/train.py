@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
@@ -56,7 +57,7 @@ def parse_arguments(argv: list[str]) -> tuple[TrainConfig, str | None]:
                                      epilog="The fields, with help and defaults: ilrec/config.py", allow_abbrev=False)
     parser.add_argument("--config", help="recipe (YAML)")
     parser.add_argument("--ds_config", "--deepspeed", dest="ds_config", help="DeepSpeed configuration (JSON)")
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # handed over by the deepspeed launcher; the environment says it too
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher hands it over; so does the environment
     known, rest = parser.parse_known_args(argv)
     return load_config(known.config, parse_overrides(rest)), known.ds_config
 
@@ -75,25 +76,28 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
 
 
 def load_model(config: TrainConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase,
-               item_tokens: list[str], item_token_ids: list[int]) -> PreTrainedModel:
+               item_tokens: list[str], item_token_ids: list[int]) -> PreTrainedModel | PeftModel:
     """Base model, rows for new tokens, adapter, objective."""
     base = load_base(source, config.model)
     add_item_tokens(base, tokenizer)
     if source.adapter and config.model.adapter == "none":
         raise InputError(f"model: {source.adapter} is an adapter and adapter is none: merge it first "
                          "(tools/merge_lora.py), or set adapter: lora")
+    model: PreTrainedModel | PeftModel = base
     if source.adapter:
         model = load_adapter(base, source.adapter, is_trainable=True)
     elif config.model.adapter == "lora":
-        new_ids = tokenizer.convert_tokens_to_ids(item_tokens)
-        model = add_adapter(base, config.model, new_ids)
-    else:
-        model = base
+        model = add_adapter(base, config.model, ids_of(tokenizer, item_tokens))
     if config.model.gradient_checkpointing:
         model.enable_input_require_grads()  # frozen embeddings give checkpointed layers nothing to differentiate otherwise
     attach_objective(model, config.objective, item_token_ids)
     zero3.register_token_rows(model)
     return model
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> list[int]:
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[token] for token in tokens]
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str], config: TrainConfig) -> None:
@@ -144,7 +148,7 @@ def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationT
         write_yaml(final / "ilrec.yaml", config)
 
 
-def log_parameters(model: PreTrainedModel, samples: TrainingSamples, builder: SampleBuilder, task: RecommendationTask) -> None:
+def log_parameters(model: torch.nn.Module, samples: TrainingSamples, builder: SampleBuilder, task: RecommendationTask) -> None:
     def count(trainable_only: bool) -> int:
         return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not trainable_only)
 

@@ -1,7 +1,7 @@
 """SASRec, the light collaborative filter whose opinion becomes the reward (Kang & McAuley 2018; method.md, step 4).
 
-A causal transformer over item embeddings, trained with cross-entropy over the full catalogue at every position. The command
-line is tools/train_sasrec.py.
+A causal transformer over item embeddings, trained with cross-entropy over the full catalogue at every position. The
+command line is tools/train_sasrec.py.
 
 Shapes: B batch, T positions, D hidden size, I items, P positions with a target.
 """
@@ -99,7 +99,7 @@ class SASRec(nn.Module):
 
     @torch.no_grad()
     def item_probabilities(self, histories: Sequences) -> Tensor:
-        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1. Dropout is off; an empty history is uniform."""
+        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1; no dropout; an empty history is uniform."""
         self.eval()
         device = self.items.weight.device
         items_BT = _left_padded([history[-self.config.max_history_items:] for history in histories]).to(device)
@@ -123,16 +123,16 @@ class SASRec(nn.Module):
         directory = Path(directory)
         missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
         if missing:
-            raise InputError(f"{directory}: not a complete SASRec: {' and '.join(missing)} missing; expected a directory "
-                             "written by tools/train_sasrec.py")
+            raise InputError(f"{directory}: not a complete SASRec: {' and '.join(missing)} missing; expected a "
+                             "directory written by tools/train_sasrec.py")
         settings = read_json(directory / CONFIG)
         try:
             model = cls(settings.pop("num_items"), SASRecConfig(**settings))
             model.load_state_dict(load_file(directory / WEIGHTS))
         except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected both from one "
-                             "run of tools/train_sasrec.py: run it again") from None
+            raise InputError(f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected both "
+                             "from one run of tools/train_sasrec.py: run it again") from None
         return model.eval()
 
 

@@ -1,9 +1,10 @@
-"""Item probabilities -> token rewards along the trie (method.md, step 4).
+"""Item probabilities -> token rewards along the trie of item tokens (arXiv 2602.17410; method.md, step 4).
 
-At the prefix y_<t of the target's tokens, the reward of a next token v is the probability, given the prefix, that the collaborative
-filter puts on items that go on with v:
+    r_t(v) = sum of p_cf(i | user) over items i that start with y_<t v / the same over items that start with y_<t
 
-    r_t(v) = sum of p_cf(i | u) over items below y_<t v  /  sum of p_cf(i | u) over items below y_<t
+at each prefix y_<t of the target's response, the end token included: how the crowd would go on from there.
+
+Shapes: B targets, I items, N response tokens of all targets, E children of the N prefixes.
 """
 
 from __future__ import annotations
@@ -17,24 +18,55 @@ from torch import Tensor
 from ilrec.items.trie import ItemTrie
 
 
-def token_rewards(item_probabilities_BI: Tensor, target_items: Sequence[int], trie: ItemTrie) -> tuple[Tensor, Tensor, Tensor]:
-    """CSR rows (offsets int64 [N + 1], token_ids int64, values float32), on the CPU; `trie` is on the CPU too.
+def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Sequence[int] | Tensor | np.ndarray,
+                  trie: ItemTrie) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR rewards, one row per response token: all tokens of target 0, then of target 1, ...
 
-    One row per response token of each target, end token included, in the order of the batch: N rows. A row lists the tokens that can
-    follow the prefix, and values that sum to 1. A prefix that the filter gives no probability at all is uniform.
+    item_probabilities_BI: p_cf, float, >= 0; rows need not sum to 1. target_items_B: item numbers. All on the CPU.
+    Returns CPU tensors (offsets_N1 int64, token_ids_E int64, values_E float32): row n, offsets_N1[n] : offsets_N1[n + 1],
+    holds the tokens that may follow prefix n and their rewards, which sum to 1. A prefix that no probable item starts with
+    gets equal rewards. Raises ValueError on a wrong shape and on negative or NaN probabilities.
     """
-    start, end, offsets = (t.numpy() for t in (trie.node_start, trie.node_end, trie.child_offsets))
-    leaf_probabilities_BI = item_probabilities_BI.double().numpy()[:, trie.leaf_items.numpy()]
-    counts, tokens, values = [], [], []
-    for row, target in enumerate(target_items):
-        path = trie.item_paths[target].numpy()
-        for node in path[path >= 0][:-1]:
-            edges = slice(offsets[node], offsets[node + 1])
-            children = slice(offsets[node] + 1, offsets[node + 1] + 1)  # edge e leads to node e + 1
-            # Sums of segments, not differences of a running sum: a rare item's share must not drown in rounding.
-            mass = np.add.reduceat(leaf_probabilities_BI[row, start[node]:end[node]], start[children] - start[node])
-            counts.append(len(mass))
-            tokens.append(trie.child_tokens[edges].numpy())
-            values.append(mass / mass.sum() if mass.sum() > 0 else np.full(len(mass), 1 / len(mass)))
-    return (torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)),
-            torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(np.concatenate(values).astype(np.float32)))
+    mass_BI = np.asarray(item_probabilities_BI, dtype=np.float64)
+    targets_B = np.asarray(target_items_B, dtype=np.int64)
+    if mass_BI.shape != (len(targets_B), trie.num_items):
+        expected = (len(targets_B), trie.num_items)
+        raise ValueError(f"item_probabilities_BI: expected shape {expected}, got {mass_BI.shape}")
+    if not (mass_BI >= 0).all():
+        raise ValueError("item_probabilities_BI: expected no negative and no NaN probability")
+    rows_N, prefixes_N = _prefix_nodes(targets_B, trie)
+    child_offsets = trie.child_offsets.numpy()
+    num_children_N = child_offsets[prefixes_N + 1] - child_offsets[prefixes_N]
+    edges_E = _ranges(child_offsets[prefixes_N], num_children_N)
+    mass_E = _mass_below(mass_BI[:, trie.leaf_items.numpy()], np.repeat(rows_N, num_children_N), edges_E + 1, trie)
+    offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
+    total_E = np.repeat(np.add.reduceat(mass_E, offsets_N1[:-1]), num_children_N)
+    equal_E = 1 / np.repeat(num_children_N, num_children_N)
+    values_E = np.divide(mass_E, total_E, out=equal_E, where=total_E > 0)
+    return (torch.from_numpy(offsets_N1), trie.child_tokens[torch.from_numpy(edges_E)],
+            torch.from_numpy(values_E.astype(np.float32)))
+
+
+def _prefix_nodes(targets_B: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np.ndarray]:
+    """For each response token: its target's row in the batch and the node of the prefix before it."""
+    paths_BD = trie.item_paths.numpy()[targets_B]
+    # The last node of a path is the leaf, where nothing follows: as many prefixes as there are nodes after the root.
+    has_next_BD = paths_BD[:, 1:] >= 0
+    return np.nonzero(has_next_BD)[0], paths_BD[:, :-1][has_next_BD]
+
+
+def _mass_below(leaf_mass_BI: np.ndarray, rows_E: np.ndarray, nodes_E: np.ndarray, trie: ItemTrie) -> np.ndarray:
+    """Sum of leaf_mass_BI[row] over the leaves below each node: float64 [E].
+
+    Segments are summed one by one. Differences of a running sum would be cheaper and lose what is small beside the sum.
+    """
+    start_E, end_E = trie.node_start.numpy()[nodes_E], trie.node_end.numpy()[nodes_E]
+    num_leaves_E = end_E - start_E
+    leaves = _ranges(start_E + rows_E * leaf_mass_BI.shape[1], num_leaves_E)
+    return np.add.reduceat(leaf_mass_BI.ravel()[leaves], np.cumsum(num_leaves_E) - num_leaves_E)
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, ..., start + count - 1 for each pair, in one array."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)

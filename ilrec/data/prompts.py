@@ -52,8 +52,8 @@ class TitlePrompt:
     def __init__(self, titles: Sequence[str], wording: Wording) -> None:
         untitled = [item for item, title in enumerate(titles) if not title]
         if untitled:
-            raise InputError(f"item_format: title needs a title for each item; {len(untitled)} of {len(titles)} have none, "
-                             f"the first is number {untitled[0]} in catalogue order; add titles, or use semantic_id")
+            raise InputError(f"item_format: title needs a title for each item; {len(untitled)} of {len(titles)} have "
+                             f"none, first number {untitled[0]} in catalogue order; add titles, or use semantic_id")
         self.titles = titles
         self.prefix, self.separator, self.suffix = wording.filled(
             "### Instruction: Given the items that a user chose, oldest first, recommend the next item.\n### Input:",

@@ -45,7 +45,7 @@ class SampleBuilder:
         self.num_history_tokens = max_length - num_fixed
         if self.num_history_tokens < longest:
             raise InputError(f"max_length: {max_length} tokens cannot hold the prompt, one item of history and a "
-                             f"response; expected at least {num_fixed + longest} (the longest item has {longest} tokens)")
+                             f"response; expected at least {num_fixed + longest} (longest item: {longest} tokens)")
 
     def response_ids(self, item: int) -> list[int]:
         """The item's tokens and the end token."""
@@ -96,8 +96,8 @@ class TrainingSamples(Dataset):
         self.sequences, self.builder = dataset.training_sequences(), builder
         self.ends = np.cumsum([max(len(sequence) - 1, 0) for sequence in self.sequences])
         if self.ends[-1] == 0:
-            raise InputError(f"{dataset.name}: nothing to train on: every user's last two items are held out and at most "
-                             "one is left; expected some users with four items or more")
+            raise InputError(f"{dataset.name}: nothing to train on: every user's last two items are held out and at "
+                             "most one is left; expected some users with four items or more")
 
     def __len__(self) -> int:
         return int(self.ends[-1])

@@ -68,7 +68,7 @@ def _is_leaf(trie: ItemTrie, nodes_BK: Tensor) -> Tensor:
 def _extend(beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int) -> tuple[Beams, Tensor, Tensor]:
     """One level down: the best num_beams among all children of all beams, and the finished beams as they are.
 
-    logits: [B * K', V], K' beams so far. Returns the new beams, the beam each came from, and the token each took. Tokens outside the
+    logits: [B * K', V], K' beams so far. Returns the new beams, the beam each came from and the token it took. Tokens outside the
     trie are never looked at, so that an empty list of children lets nothing through.
     """
     num_users, width = beams.nodes_BK.shape

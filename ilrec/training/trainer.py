@@ -45,7 +45,7 @@ class ILRecTrainer(Trainer):
         self.add_callback(RunDirectory())
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Tensor | None = None) -> Any:
+                     num_items_in_batch: Tensor | int | None = None) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().to(outputs.stats_5.dtype)
@@ -64,7 +64,7 @@ class ILRecTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            check_saved(output_dir or self.args.output_dir)
+            check_saved(output_dir or str(self.args.output_dir))
 
 
 def _means(sums: Tensor) -> dict[str, float]:
@@ -81,13 +81,13 @@ class RunDirectory(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            with open(Path(args.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(Path(str(args.output_dir)) / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every rank has written its part
         if state.is_world_process_zero:
-            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             marker = {"step": state.global_step, "world_size": args.world_size}
             (directory / COMPLETE).write_text(json.dumps(marker) + "\n", encoding="utf-8")

@@ -1,0 +1,154 @@
+"""SASRec: causality, padding, the windows by hand, that it learns what can be learnt, and that it survives the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ilrec.collaborative.sasrec import SASRec, _ndcg, _windows, popularity_scores, train_sasrec
+from ilrec.config import SASRecConfig
+from ilrec.errors import InputError
+
+NUM_ITEMS = 12
+CONFIG = SASRecConfig(hidden_size=16, num_layers=2, num_heads=2, dropout=0.1, max_history_items=5, learning_rate=1e-2,
+                      weight_decay=0.0, batch_size=16, num_epochs=8, patience=8, seed=3)
+
+
+@pytest.fixture
+def model() -> SASRec:
+    torch.manual_seed(0)
+    model = SASRec(NUM_ITEMS, CONFIG)
+    torch.nn.init.normal_(model.items.weight)  # apart enough for a change of one item to show
+    return model.eval()
+
+
+def cycles(num_users: int) -> list[np.ndarray]:
+    """User u sees u, u + 1, u + 2, ... modulo the catalogue: the next item is certain."""
+    return [(np.arange(user % 4 + 4) + user) % NUM_ITEMS for user in range(num_users)]
+
+
+def test_a_state_sees_the_past_only(model: SASRec):
+    items = torch.tensor([[1, 2, 3, 4, 5]])
+    changed = torch.tensor([[1, 2, 3, 9, 5]])
+    same = (model(items) - model(changed)).abs().amax(dim=-1)[0] < 1e-6
+    assert same.tolist() == [True, True, True, False, False]
+
+
+def test_padding_changes_nothing(model: SASRec):
+    """A history alone, beside a longer one (so padded), and with items before the oldest that is read."""
+    alone = model.item_probabilities([[3, 4]])
+    padded = model.item_probabilities([[3, 4], [1, 2, 3, 4, 5]])[:1]
+    torch.testing.assert_close(padded, alone)
+    longer = model.item_probabilities([[11, 10, 1, 2, 3, 4, 5]])
+    torch.testing.assert_close(longer, model.item_probabilities([[1, 2, 3, 4, 5]]))
+
+
+def test_probabilities_sum_to_one_and_ignore_dropout(model: SASRec):
+    model.train()
+    histories = [np.array([1, 2]), [5], []]
+    first = model.item_probabilities(histories)
+    assert (first.shape, first.dtype) == ((3, NUM_ITEMS), torch.float32)
+    torch.testing.assert_close(first.sum(dim=1), torch.ones(3))
+    torch.testing.assert_close(model.item_probabilities(histories), first, rtol=0, atol=0)
+    torch.testing.assert_close(first[2], torch.full((NUM_ITEMS,), 1 / NUM_ITEMS))
+
+
+def test_windows_by_hand():
+    """max_history_items 3, sequence 0..6: [3 4 5 6] from the newest end, then [0 1 2 3]; 3 is a target in the older one.
+
+    Sequence 7 8 is one padded window; a single item has no target. Each item but the first is then a target once.
+    """
+    windows = _windows([np.arange(7), np.array([7, 8]), np.array([9])], max_history_items=3)
+    assert windows.tolist() == [[3, 4, 5, 6], [0, 1, 2, 3], [-1, -1, 7, 8]]
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    assert sorted(targets[inputs >= 0].tolist()) == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_ndcg_by_hand(model: SASRec, monkeypatch: pytest.MonkeyPatch):
+    """Ranks 1, 2 and, tied with 11 others, 12: (1 + 1/log2(3) + 0) / 3 = .5436."""
+    scores = torch.zeros(3, NUM_ITEMS)
+    scores[0, 4], scores[1, 5], scores[1, 6] = 1.0, 1.0, 2.0
+    monkeypatch.setattr(model, "item_probabilities", lambda histories: scores)
+    assert _ndcg(model, [[0], [0], [0]], [4, 5, 7]) == pytest.approx(0.5436, abs=1e-4)
+
+
+def test_learns_a_certain_next_item():
+    """In cycles the next item is certain; popularity, nearly flat there, would find one in twelve."""
+    histories = [np.array([item, (item + 1) % NUM_ITEMS]) for item in range(NUM_ITEMS)]
+    targets = np.array([(item + 2) % NUM_ITEMS for item in range(NUM_ITEMS)])
+    lines: list[str] = []
+    model = train_sasrec(cycles(64), NUM_ITEMS, CONFIG, (histories, targets), lines.append)
+    assert (model.item_probabilities(histories).argmax(dim=1).numpy() == targets).mean() > 0.9
+    assert not model.training
+    assert len(lines) == CONFIG.num_epochs and "epoch 1/8: loss" in lines[0] and "left" in lines[0]
+
+
+def test_seed_decides_and_the_callers_randomness_is_left_alone():
+    valid = ([np.array([0, 1])], np.array([2]))
+    config = dataclasses.replace(CONFIG, num_epochs=2)
+    state = torch.get_rng_state()
+    one, two = (train_sasrec(cycles(20), NUM_ITEMS, config, valid, lambda line: None) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
+    other = train_sasrec(cycles(20), NUM_ITEMS, dataclasses.replace(config, seed=4), valid, lambda line: None)
+    assert not torch.equal(other.items.weight, one.items.weight)
+
+
+def test_stops_early_and_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch):
+    """Validation .1, .3, .2, .3 with patience 2: epoch 2 is best (an equal one later is not better), epoch 4 the last."""
+    seen: list[torch.Tensor] = []
+
+    def ndcg(model: SASRec, histories: object, targets: object) -> float:
+        seen.append(model.items.weight.detach().clone())
+        return (0.1, 0.3, 0.2, 0.3)[len(seen) - 1]
+
+    monkeypatch.setattr("ilrec.collaborative.sasrec._ndcg", ndcg)
+    config = dataclasses.replace(CONFIG, patience=2)
+    model = train_sasrec(cycles(20), NUM_ITEMS, config, ([[0]], [1]), lambda line: None)
+    assert len(seen) == 4
+    assert torch.equal(model.items.weight, seen[1]) and not torch.equal(model.items.weight, seen[3])
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(InputError, match="no training sequence has two items"):
+        train_sasrec([np.array([1])], NUM_ITEMS, CONFIG, ([[0]], [1]), lambda line: None)
+
+
+def test_save_and_load(model: SASRec, tmp_path: Path):
+    model.save(tmp_path / "sasrec")
+    loaded = SASRec.load(tmp_path / "sasrec")
+    assert (loaded.num_items, loaded.config, loaded.training) == (NUM_ITEMS, CONFIG, False)
+    histories = [[1, 2, 3], [7]]
+    torch.testing.assert_close(loaded.item_probabilities(histories), model.item_probabilities(histories), rtol=0, atol=0)
+    assert sorted(path.name for path in (tmp_path / "sasrec").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_incomplete_is_refused(model: SASRec, tmp_path: Path, name: str):
+    model.save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{name} missing"):
+        SASRec.load(tmp_path)
+
+
+def test_damaged_is_refused(model: SASRec, tmp_path: Path):
+    """Half a weights file; then the configuration of another catalogue."""
+    model.save(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:len(weights) // 2])
+    with pytest.raises(InputError, match="do not fit together"):
+        SASRec.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "num_items": NUM_ITEMS + 1}))
+    with pytest.raises(InputError, match="do not fit together"):
+        SASRec.load(tmp_path)
+
+
+def test_popularity_by_hand():
+    assert popularity_scores([np.array([0, 2, 2]), np.array([2])], num_items=4).tolist() == [1, 0, 3, 0]
