@@ -59,7 +59,7 @@ def test_probabilities_sum_to_one_and_ignore_dropout(model: SASRec):
 
 
 def test_windows_by_hand():
-    """max_history_items 3, sequence 0..6: [3 4 5 6] from the newest end, then [0 1 2 3]; 3 is a target in the older one.
+    """max_history_items 3, sequence 0..6: [3 4 5 6] from the newest end, then [0 1 2 3], where 3 is a target.
 
     Sequence 7 8 is one padded window; a single item has no target. Each item but the first is then a target once.
     """
@@ -100,7 +100,7 @@ def test_seed_decides_and_the_callers_randomness_is_left_alone():
 
 
 def test_stops_early_and_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch):
-    """Validation .1, .3, .2, .3 with patience 2: epoch 2 is best (an equal one later is not better), epoch 4 the last."""
+    """Validation .1, .3, .2, .3 with patience 2: epoch 2 is best (a later equal one is not better), epoch 4 last."""
     seen: list[torch.Tensor] = []
 
     def ndcg(model: SASRec, histories: object, targets: object) -> float:
@@ -124,7 +124,7 @@ def test_save_and_load(model: SASRec, tmp_path: Path):
     loaded = SASRec.load(tmp_path / "sasrec")
     assert (loaded.num_items, loaded.config, loaded.training) == (NUM_ITEMS, CONFIG, False)
     histories = [[1, 2, 3], [7]]
-    torch.testing.assert_close(loaded.item_probabilities(histories), model.item_probabilities(histories), rtol=0, atol=0)
+    assert torch.equal(loaded.item_probabilities(histories), model.item_probabilities(histories))
     assert sorted(path.name for path in (tmp_path / "sasrec").iterdir()) == ["config.json", "model.safetensors"]
 
 

@@ -1,0 +1,65 @@
+"""ItemTrie: numbers and ranges by hand, children against a brute-force prefix search, refusals."""
+
+import random
+
+import pytest
+import torch
+
+from ilrec.errors import InputError
+from ilrec.items.trie import ItemTrie
+
+EOS = 9
+SEQUENCES = [[5, 1, EOS], [5, 2, EOS], [3, EOS], [5, 1, EOS]]
+
+
+def test_by_hand():
+    """Sorted rows: [3 9] (item 2), [5 1 9] (items 0, 3), [5 2 9] (item 1).
+
+    Breadth-first: root 0; 3 -> 1, 5 -> 2; [3 9] -> 3, [5 1] -> 4, [5 2] -> 5; [5 1 9] -> 6, [5 2 9] -> 7.
+    """
+    trie = ItemTrie.from_sequences(SEQUENCES)
+    assert (trie.num_items, trie.num_nodes, trie.max_depth) == (4, 8, 3)
+    assert trie.child_tokens.tolist() == [3, 5, EOS, 1, 2, EOS, EOS]
+    assert trie.child_offsets.tolist() == [0, 2, 3, 5, 5, 6, 7, 7, 7]
+    assert trie.leaf_items.tolist() == [2, 0, 3, 1]
+    assert trie.item_paths.tolist() == [[0, 2, 4, 6], [0, 2, 5, 7], [0, 1, 3, -1], [0, 2, 4, 6]]
+    assert list(zip(trie.node_start.tolist(), trie.node_end.tolist(), strict=True)) == [
+        (0, 4), (0, 1), (1, 4), (0, 1), (1, 3), (3, 4), (1, 3), (3, 4)]
+    assert trie.item_token_ids().tolist() == [1, 2, 3, 5, EOS]
+
+
+def test_children_are_padded_where_there_are_none():
+    """Node 1 has one child (EOS -> 3), node 2 two (1 -> 4, 2 -> 5), leaf 6 none."""
+    tokens, nodes, mask = ItemTrie.from_sequences(SEQUENCES).children(torch.tensor([[1, 2, 6]]))
+    assert tokens.tolist() == [[[EOS, 0], [1, 2], [0, 0]]]
+    assert nodes.tolist() == [[[3, 0], [4, 5], [0, 0]]]
+    assert mask.tolist() == [[[True, False], [True, True], [False, False]]]
+
+
+def test_children_of_leaves_only_are_none():
+    tokens, _, mask = ItemTrie.from_sequences(SEQUENCES).children(torch.tensor([6, 7]))
+    assert tokens.shape == mask.shape == (2, 0)
+
+
+def test_against_brute_force():
+    rng = random.Random(0)
+    sequences = [[rng.randrange(4) for _ in range(rng.randrange(1, 5))] + [EOS] for _ in range(200)]
+    trie = ItemTrie.from_sequences(sequences)
+    for item, sequence in enumerate(sequences):
+        for depth in range(len(sequence)):
+            node = trie.item_paths[item, depth]
+            below = {i for i, s in enumerate(sequences) if s[:depth] == sequence[:depth]}
+            assert set(trie.leaf_items[trie.node_start[node]:trie.node_end[node]].tolist()) == below
+            tokens, nodes, _ = trie.children(node)
+            assert tokens.tolist() == sorted({sequences[i][depth] for i in below})
+            assert trie.item_paths[item, depth + 1] == nodes[tokens.tolist().index(sequence[depth])]
+
+
+@pytest.mark.parametrize(("sequences", "message"), [
+    ([], "no items"),
+    ([[1, EOS], []], "item 1 has no tokens"),
+    ([[1, 2], [1, 2, EOS]], "tokens of item 0 begin those of item 1"),
+])
+def test_refusals(sequences, message):
+    with pytest.raises(InputError, match=message):
+        ItemTrie.from_sequences(sequences)
