@@ -1,0 +1,68 @@
+"""A tiny world for the tests: 24 items, 30 users, a tiny Llama with a tokenizer, one launch of real ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+
+ROOT = Path(__file__).resolve().parent.parent
+NUM_ITEMS, NUM_USERS = 24, 30
+INIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "vocab_size": 270, "max_position_embeddings": 256, "initializer_range": 0.1}
+
+
+def write_data(directory: Path) -> Path:
+    """LC-Rec files: users walk through the items in steps of their own; titles of one to three words."""
+    rng = random.Random(0)
+    directory.mkdir(parents=True, exist_ok=True)
+    words = ["red", "blue", "guitar", "string", "amp", "pedal", "stand"]
+    items = {str(i): {"title": f"{' '.join(rng.sample(words, 1 + i % 3))} {i}"} for i in range(NUM_ITEMS)}
+    index = {str(i): [f"<a_{i % 3}>", f"<b_{i // 3 % 4}>", f"<c_{i // 12}>"] for i in range(NUM_ITEMS)}
+    users = {str(u): [(u + step * (1 + u % 3)) % NUM_ITEMS for step in range(4 + u % 5)] for u in range(NUM_USERS)}
+    for name, content in (("inter", users), ("item", items), ("index", index)):
+        (directory / f"tiny.{name}.json").write_text(json.dumps(content))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A model directory, made from scratch as `init:` makes it, without item tokens."""
+    from ilrec.base_model import materialise
+    from ilrec.config import ModelConfig
+
+    directory = tmp_path_factory.mktemp("models") / "base"
+    texts = ["The user has interacted with these items", "red blue guitar string amp pedal stand"]
+    materialise(ModelConfig(init=INIT), directory, texts, seed=0)
+    return directory
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command of the project as a user would, from its root. `deepspeed` starts two ranks on a free port."""
+    words = list(command)
+    if words[0] == "python":
+        words[0] = sys.executable
+    if words[0] == "deepspeed":
+        words[1:1] = ["--num_gpus", "2", "--master_port", str(free_port())]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
+    return subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)

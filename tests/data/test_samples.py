@@ -1,0 +1,153 @@
+"""Samples, token for token, with a tokenizer of characters that is made here; the lazy index; both collators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from ilrec.data.interactions import InteractionDataset
+from ilrec.data.prompts import SemanticIdPrompt, TitlePrompt, Wording
+from ilrec.data.samples import (
+    IGNORE_INDEX,
+    EvaluationSamples,
+    PromptCollator,
+    SampleBuilder,
+    TrainingCollator,
+    TrainingSamples,
+)
+from ilrec.errors import InputError
+
+TITLES = ["a", "bb", "c", "d"]
+WORDING = Wording("<", ",", ">")
+
+
+def make_tokenizer(with_bos: bool = False) -> PreTrainedTokenizerFast:
+    """One token per character."""
+    vocabulary = {text: number for number, text in enumerate(["<pad>", "</s>", "<s>", *'<>, "abcdefghij'])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    if with_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
+
+
+def make_builder(max_length: int = 64, max_history_items: int = 20, with_bos: bool = False) -> SampleBuilder:
+    return SampleBuilder(make_tokenizer(with_bos), TitlePrompt(TITLES, WORDING), len(TITLES), max_length, max_history_items)
+
+
+def make_dataset() -> InteractionDataset:
+    """Training parts: [0 1 2], [3], [1 0]; so three targets with a history: user 0's items 1 and 2, user 2's item 0."""
+    sequences = [[0, 1, 2, 3, 0], [3, 1, 0], [1, 0, 2, 3]]
+    return InteractionDataset("tiny", ["x", "y", "z"], ["0", "1", "2", "3"],
+                              [np.array(s, dtype=np.int64) for s in sequences], TITLES, 0)
+
+
+def read(builder: SampleBuilder, ids: list[int]) -> str:
+    return "".join(make_tokenizer().convert_ids_to_tokens(ids))
+
+
+def test_sample_is_prompt_and_response():
+    """Prompt: < "a", "bb"> and response: "c" and the end token; the labels are the response alone."""
+    builder = make_builder()
+    sample = builder.sample(np.array([0, 1]), 2)
+    assert read(builder, sample["input_ids"]) == '< "a", "bb"> "c"</s>'
+    assert sample["input_ids"] == builder.prompt_ids([0, 1]) + builder.response_ids(2)
+    num_prompt = len('< "a", "bb">')
+    assert sample["labels"] == [IGNORE_INDEX] * num_prompt + builder.response_ids(2)
+    assert (sample["history_items"].tolist(), sample["target_item"]) == ([0, 1], 2)
+    assert builder.response_sequences() == [builder.response_ids(item) for item in range(4)]
+
+
+def test_beginning_token_only_where_the_tokenizer_adds_it():
+    assert read(make_builder(), make_builder().prompt_ids([0])) == '< "a">'
+    assert read(make_builder(), make_builder(with_bos=True).prompt_ids([0])) == '<s>< "a">'
+
+
+def test_history_loses_its_oldest_items():
+    """max_history_items 2 keeps the newest two. The sample still carries the whole history: SASRec reads it its own way."""
+    builder = make_builder(max_history_items=2)
+    sample = builder.sample([0, 1, 2, 3], 0)
+    assert read(builder, sample["input_ids"]) == '< "c", "d"> "a"</s>'
+    assert sample["history_items"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("max_length", "prompt"), [
+    (21, '< "a", "bb", "c">'), (20, '< "bb", "c">'), (17, '< "bb", "c">'), (16, '< "c">'), (13, '< "c">')])
+def test_history_fits_beside_the_longest_response(max_length: int, prompt: str):
+    """Items are 4, 5, 4 tokens. Fixed: < and > and the longest response, 5 + 1: 8. Then by history:
+
+    a, bb, c: 4 + 5 + 4 + 2 separators = 15, in all 23; bb, c: 5 + 4 + 1 = 10, in all 18; c: 4, in all 12.
+    """
+    limits = {21: 23, 20: 22, 17: 18, 16: 17, 13: 13}
+    builder = make_builder(max_length=limits[max_length])
+    assert read(builder, builder.prompt_ids([0, 1, 2])) == prompt
+    assert len(builder.sample([0, 1, 2], 1)["input_ids"]) <= limits[max_length]
+
+
+def test_too_short_a_maximum_is_refused():
+    """8 fixed tokens and the longest item, 5: 13 at least."""
+    make_builder(max_length=13)
+    with pytest.raises(InputError, match="max_length: 12 tokens .* at least 13"):
+        make_builder(max_length=12)
+
+
+def test_semantic_ids_are_one_token_each():
+    tokenizer, prompt = make_tokenizer(), SemanticIdPrompt([("<a_0>", "<b_1>"), ("<a_0>", "<b_0>")], Wording("", "", ""))
+    with pytest.raises(InputError, match="3 of 3 semantic-ID tokens are unknown to it, first '<a_0>'"):
+        SampleBuilder(tokenizer, prompt, 2, 16, 5)
+    tokenizer.add_tokens(prompt.new_tokens())
+    builder = SampleBuilder(tokenizer, prompt, 2, 16, 5)
+    ids = tokenizer.convert_tokens_to_ids(["<a_0>", "<b_1>", "<a_0>", "<b_0>", "</s>"])
+    assert builder.sample([0], 1)["input_ids"] == ids
+
+
+def test_each_training_target_once():
+    samples = TrainingSamples(make_dataset(), make_builder())
+    seen = [(samples[i]["history_items"].tolist(), samples[i]["target_item"]) for i in range(len(samples))]
+    assert seen == [([0], 1), ([0, 1], 2), ([1], 0)]
+    for outside in (-1, 3):
+        with pytest.raises(IndexError):
+            samples[outside]
+
+
+def test_nothing_to_train_on():
+    dataset = InteractionDataset("tiny", ["x"], ["0", "1", "2", "3"], [np.array([0, 1, 2])], TITLES, 0)
+    with pytest.raises(InputError, match="tiny: nothing to train on"):
+        TrainingSamples(dataset, make_builder())
+
+
+@pytest.mark.parametrize(("split", "expected"), [
+    ("valid", [([0, 1, 2], 3), ([3], 1), ([1, 0], 2)]), ("test", [([0, 1, 2, 3], 0), ([3, 1], 0), ([1, 0, 2], 3)])])
+def test_each_user_once_in_evaluation(split: str, expected: list):
+    samples = EvaluationSamples(make_dataset(), make_builder(), split)
+    seen = [(samples[i]["history_items"].tolist(), samples[i]["target_item"]) for i in range(len(samples))]
+    assert seen == expected
+    assert [samples[i]["user"] for i in range(3)] == [0, 1, 2]
+
+
+def test_training_collator_pads_on_the_right():
+    builder = make_builder()
+    batch = TrainingCollator(0)([builder.sample([0, 1], 2), builder.sample([3], 1)])
+    short, long = builder.sample([3], 1), builder.sample([0, 1], 2)
+    num_padded = len(long["input_ids"]) - len(short["input_ids"])
+    assert num_padded == 5  # `, "bb"` is gone, 6 tokens; the response "bb" is one longer than "c"
+    assert batch["input_ids"].tolist() == [long["input_ids"], short["input_ids"] + [0] * num_padded]
+    assert batch["attention_mask"][1].tolist() == [1] * len(short["input_ids"]) + [0] * num_padded
+    assert batch["labels"].tolist() == [long["labels"], short["labels"] + [IGNORE_INDEX] * num_padded]
+    assert batch["history_items"].tolist() == [[0, 1], [-1, 3]]
+    assert batch["target_item"].tolist() == [2, 1]
+
+
+def test_prompt_collator_pads_on_the_left_and_hides_the_response():
+    """What ranking feeds the model is what training put before the response, token for token."""
+    builder = make_builder()
+    samples = EvaluationSamples(make_dataset(), builder, "test")
+    batch = next(iter(DataLoader(samples, batch_size=3, collate_fn=PromptCollator(0))))
+    prompts = [builder.prompt_ids(history) for history in ([0, 1, 2, 3], [3, 1], [1, 0, 2])]
+    width = max(map(len, prompts))
+    assert batch["input_ids"].tolist() == [[0] * (width - len(p)) + p for p in prompts]
+    assert batch["attention_mask"].tolist() == [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    assert (batch["user"].tolist(), batch["target_item"].tolist()) == ([0, 1, 2], [0, 0, 3])

@@ -1,0 +1,73 @@
+"""Imports point down only (docs/design.md): who may import whom, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ilrec"
+BELOW = {"errors"}
+ALLOWED = {
+    "errors": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(), "ranking.results": set(),
+    "ranking.beam_search": {"items"},
+    "data": {"config", "items"}, "collaborative": {"config", "items"}, "base_model": {"config"}, "model": {"config", "ops"},
+    "entry": set(), "training": {"config", "ops", "items", "data", "collaborative", "model"},
+}
+ONLY_IN = {"deepspeed": {"training.zero3"}, "triton": set()}
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def owner(name: str) -> str:
+    """`ranking.metrics` has rules of its own; elsewhere the first part decides."""
+    return name if name in ALLOWED else name.split(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_down(path):
+    name = module_name(path)
+    if name in ("train", "rank", ""):
+        return
+    mine = owner(name)
+    assert mine in ALLOWED, f"{name}: a new module; say in docs/design.md and here what it may import"
+    for imported in imports(path):
+        if imported.startswith("ilrec."):
+            theirs = owner(imported.removeprefix("ilrec."))
+            assert theirs in ALLOWED[mine] | BELOW | {mine}, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_heavy_packages_have_one_place(path):
+    for package, places in ONLY_IN.items():
+        if package in {i.split(".")[0] for i in imports(path)}:
+            assert module_name(path) in places, f"{path} imports {package}"
+
+
+def test_import_without_the_optional_packages():
+    """`import ilrec` and its parts work where deepspeed, triton and flash-attn are missing."""
+    hidden = "import sys; [sys.modules.__setitem__(n, None) for n in ('deepspeed', 'triton', 'flash_attn')]; "
+    parts = "import ilrec, ilrec.ops, ilrec.config, ilrec.items.trie, ilrec.data.task, ilrec.collaborative.sasrec"
+    subprocess.run([sys.executable, "-c", hidden + parts], cwd=ROOT, check=True)
+
+
+def test_no_module_shadows_a_library():
+    """`deepspeed ilrec/train.py` puts ilrec/ first on sys.path: a file there must not be named like a package."""
+    taken = {"kernels", "datasets", "evaluate", "tokenizers", "types", "accelerate", "logging", "resource"} | sys.stdlib_module_names
+    assert not {path.stem for path in PACKAGE.iterdir()} & taken

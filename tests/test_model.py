@@ -1,0 +1,216 @@
+"""The model whose forward is the objective: equal to Hugging Face's own SFT without weights, refusals, token rows, checkpointing."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from ilrec.config import ModelConfig, ObjectiveConfig
+from ilrec.errors import InputError
+from ilrec.model import add_adapter, attach_objective, load_adapter
+from ilrec.training.trainer import ILRecTrainer
+
+NEW_TOKENS = [60, 61, 62, 63]
+
+
+def tiny_llama(tied: bool = False, **fields) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+                                        vocab_size=64, tie_word_embeddings=tied, initializer_range=0.1, **fields))
+
+
+def samples(num: int) -> list[dict]:
+    """Sequences of 12 tokens with 2 to 6 supervised ones, so that micro-batches differ in their token counts."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for i in range(num):
+        ids = torch.randint(0, 64, (12,), generator=generator)
+        labels = ids.clone()
+        labels[: 6 + i % 5] = -100
+        made.append({"input_ids": ids, "attention_mask": torch.ones(12, dtype=torch.int64), "labels": labels})
+    return made
+
+
+def batch(num: int = 4) -> dict:
+    rows = samples(num)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def arguments(output_dir, **fields) -> TrainingArguments:
+    fields = {"per_device_train_batch_size": 4, "max_steps": 20, "learning_rate": 1e-3, "logging_steps": 1, "seed": 0,
+              "prediction_loss_only": True, "label_names": ["labels"], **fields}
+    return TrainingArguments(output_dir=str(output_dir), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+                             remove_unused_columns=False, **fields)
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def test_weights_zero_is_hugging_faces_own_sft(tmp_path):
+    """20 steps of AdamW with accumulation: the same losses and parameters as the stock Trainer and loss."""
+    stock, ours = tiny_llama(), tiny_llama()
+    attach_objective(ours, ObjectiveConfig(), [])
+    fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainers = [cls(model=model, args=arguments(tmp_path, **fields), train_dataset=samples(80))
+                for cls, model in ((Trainer, stock), (ILRecTrainer, ours))]
+    for trainer in trainers:
+        trainer.train()
+    assert losses(trainers[1]) == pytest.approx(losses(trainers[0]), abs=1e-5)
+    moved = 0.0
+    for (name, mine), theirs, start in zip(ours.named_parameters(), stock.parameters(), tiny_llama().parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5, msg=name)
+        moved = max(moved, (mine - start).abs().max().item())
+    assert moved > 1e-3  # so that the comparison could have failed
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_accumulation_does_not_change_the_run(tmp_path, micro):
+    """8 samples of unequal response length per step, cut into micro-batches of `micro` or taken at once: one trajectory."""
+    objective = ObjectiveConfig(beta=0.3, distillation_weight=0.5, num_readout_layers=2)
+    runs = []
+    for size in (8, micro):
+        model = tiny_llama()
+        attach_objective(model, objective, [])
+        fields = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "max_steps": 10}
+        trainer = ILRecTrainer(model=model, args=arguments(tmp_path, **fields), train_dataset=samples(80))
+        trainer.train()
+        runs.append((losses(trainer), list(model.parameters())))
+    assert runs[1][0] == pytest.approx(runs[0][0], abs=2e-5)
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-5)
+
+
+def test_hidden_states_are_taken_below_the_last_layer():
+    """The readout of K layers is FinalNorm of hidden_states[-2], [-3], ... at the supervised positions, none of the last."""
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=3), [])
+    seen = {}
+    model.get_output_embeddings().forward = lambda hidden, readout, compute: seen.update(
+        hidden=hidden, readout=readout) or (hidden.sum(), hidden)
+    inputs = batch()
+    model(**inputs)
+    outputs = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True)
+    mask = inputs["labels"][:, 1:] != -100
+    torch.testing.assert_close(seen["hidden"], outputs.hidden_states[-1][:, :-1][mask])
+    for k in (1, 2, 3):
+        torch.testing.assert_close(seen["readout"][k - 1], model.model.norm(outputs.hidden_states[-1 - k])[:, :-1][mask])
+    assert not seen["readout"].requires_grad  # no distillation: no gradient is owed to the layers below
+
+
+def test_distillation_reaches_the_layers_below_only():
+    """Its gradient (the difference that the weight makes) is zero for head, final norm and last layer, and not below."""
+    gradients = []
+    for weight in (1e-9, 1.0):
+        model = tiny_llama()
+        attach_objective(model, ObjectiveConfig(distillation_weight=weight, num_readout_layers=2), [])
+        model(**batch()).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    change = {name: (gradients[1][name] - g).abs().max().item() for name, g in gradients[0].items()}
+    for name in ("lm_head.weight", "model.norm.weight", "model.layers.3.mlp.down_proj.weight"):
+        assert change[name] < 1e-6, name
+    assert change["model.layers.2.mlp.down_proj.weight"] > 1e-5
+
+
+def test_no_supervised_token_gives_zero_loss_and_zero_gradients():
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2), [])
+    inputs = batch()
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    outputs = model(**inputs)
+    outputs.loss.backward()
+    assert outputs.loss.item() == 0.0 and outputs.stats_5.abs().sum() == 0
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for enable in (False, True):
+        model = tiny_llama().train()
+        attach_objective(model, ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2), [])
+        if enable:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model(**batch()).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_token_rows_are_trained_saved_and_reloaded(tmp_path, tied):
+    """Under LoRA the new tokens' rows learn on both sides; nothing V x H is saved; the reloaded model gives the same logits."""
+    model = add_adapter(tiny_llama(tied), ModelConfig(lora_dropout=0.0, lora_rank=4), NEW_TOKENS)
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**batch(16)).loss.backward()
+        optimizer.step()
+    rows = {n: p for n, p in model.named_parameters() if p.requires_grad and "trainable_tokens" in n}
+    assert len(rows) == (1 if tied else 2)
+    assert all((p - before[n]).abs().amax(dim=1).min() > 0 for n, p in rows.items())
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 300_000
+    reloaded = load_adapter(tiny_llama(tied), tmp_path, is_trainable=False).eval()
+    ids = batch()["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(reloaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_token_rows_get_the_gradient_of_the_whole_head():
+    """The rows' gradient equals that of an untied head trained in full, at those rows."""
+    objective = ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2)
+    full = tiny_llama()
+    attach_objective(full, objective, [])
+    full(**batch(16)).loss.backward()
+    adapted = add_adapter(tiny_llama(), ModelConfig(lora_dropout=0.0), NEW_TOKENS)
+    attach_objective(adapted, objective, [])
+    adapted(**batch(16)).loss.backward()
+    rows = {n: p.grad for n, p in adapted.named_parameters() if "trainable_tokens_delta" in n}
+    head = next(g for n, g in rows.items() if "lm_head" in n)
+    embedding = next(g for n, g in rows.items() if "embed_tokens" in n)
+    torch.testing.assert_close(head, full.lm_head.weight.grad[NEW_TOKENS])
+    torch.testing.assert_close(embedding, full.model.embed_tokens.weight.grad[NEW_TOKENS])
+
+
+def test_candidates_limit_the_negatives():
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(beta=0.1, alpha=1e-6, candidates="items", num_readout_layers=2), [3, 4, 5])
+    outputs = model(**batch(16))
+    num_tokens = (batch(16)["labels"][:, 1:] != -100).sum().item()
+    assert 0 < outputs.stats_5[3] <= 3 * num_tokens
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="num_readout_layers: expected fewer than the 4 layers"):
+        attach_objective(tiny_llama(), ObjectiveConfig(beta=0.1, num_readout_layers=4), [])
+    capped = tiny_llama()
+    capped.config.final_logit_softcapping = 30.0
+    with pytest.raises(InputError, match="final_logit_softcapping = 30.0"):
+        attach_objective(capped, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
+    wrapped = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(InputError, match="LM head carries a Linear adapter"):
+        attach_objective(wrapped, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
+
+
+def test_modules_to_save_head_is_the_effective_head():
+    """A head trained in full beside LoRA: the loss must see the trained copy, not the frozen original."""
+    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    attach_objective(model, ObjectiveConfig(), [])
+    head = model.get_base_model().lm_head
+    with torch.no_grad():
+        head.modules_to_save["default"].weight.mul_(1.5)
+    inputs = batch()
+    logits = copy.deepcopy(model)(input_ids=inputs["input_ids"]).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten(), ignore_index=-100)
+    torch.testing.assert_close(model(**inputs).loss, expected)
+
+
+def test_saved_model_names_its_own_architecture(tmp_path):
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(), [])
+    model.save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is LlamaForCausalLM
