@@ -15,14 +15,15 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -66,12 +67,12 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
     """The Hugging Face arguments; creating them starts the process group and announces ZeRO-3 to model loading."""
     fields = {k: v for k, v in dataclasses.asdict(config.training).items() if k != "resume"}
     dtype = choose_dtype(config.model.dtype)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.training.output_dir) / "tensorboard"))
+    if config.model.gradient_checkpointing:
+        fields |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         **fields, deepspeed=ds_config, use_cpu=not torch.cuda.is_available(),
         bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16,
-        gradient_checkpointing=config.model.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
-        report_to=["tensorboard"], remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"],
+        report_to=[], remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"],
         average_tokens_across_devices=True)
 
 
@@ -184,6 +185,8 @@ def train(argv: list[str]) -> None:
     validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
     trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation,
                            data_collator=collator, processing_class=tokenizer)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))))
     trainer.train(resume_from_checkpoint=checkpoint)
     save_final(trainer, config, task)
 

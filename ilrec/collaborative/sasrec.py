@@ -36,7 +36,7 @@ Sequences = Sequence[Sequence[int] | np.ndarray]
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention and feed-forward."""
+    """Self-attention and feed-forward, pre-norm; the feed-forward is as narrow as the paper's (equation 6)."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class Block(nn.Module):
         self.num_heads, self.dropout = config.num_heads, config.dropout
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(size), nn.LayerNorm(size)
         self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
-        self.feed_forward = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Dropout(config.dropout),
-                                          nn.Linear(4 * size, size), nn.Dropout(config.dropout))
+        self.feed_forward = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Dropout(config.dropout),
+                                          nn.Linear(size, size), nn.Dropout(config.dropout))
 
     def forward(self, states_BTD: Tensor, mask_B1TT: Tensor) -> Tensor:
         """mask_B1TT: bool, True where a position (row) may look at another (column)."""
@@ -99,7 +99,7 @@ class SASRec(nn.Module):
 
     @torch.no_grad()
     def item_probabilities(self, histories: Sequences) -> Tensor:
-        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1; no dropout; an empty history is uniform."""
+        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1; empty history: uniform. No dropout."""
         self.eval()
         device = self.items.weight.device
         items_BT = _left_padded([history[-self.config.max_history_items:] for history in histories]).to(device)

@@ -23,9 +23,9 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     """CSR rewards, one row per response token: all tokens of target 0, then of target 1, ...
 
     item_probabilities_BI: p_cf, float, >= 0; rows need not sum to 1. target_items_B: item numbers. All on the CPU.
-    Returns CPU tensors (offsets_N1 int64, token_ids_E int64, values_E float32): row n, offsets_N1[n] : offsets_N1[n + 1],
-    holds the tokens that may follow prefix n and their rewards, which sum to 1. A prefix that no probable item starts with
-    gets equal rewards. Raises ValueError on a wrong shape and on negative or NaN probabilities.
+    Returns offsets_N1 int64, token_ids_E int64, values_E float32, on the CPU: row n, offsets_N1[n] : offsets_N1[n + 1],
+    holds the tokens that may follow prefix n and their rewards, which sum to 1. A prefix that no probable item starts
+    with gets equal rewards. Raises ValueError on a wrong shape and on negative or NaN probabilities.
     """
     mass_BI = np.asarray(item_probabilities_BI, dtype=np.float64)
     targets_B = np.asarray(target_items_B, dtype=np.int64)

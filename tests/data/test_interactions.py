@@ -27,9 +27,10 @@ def write_inter(directory: Path, rows: list[tuple[str, str, object]], header: st
 
 
 def test_lcrec_items_users_and_titles(tmp_path: Path):
-    """Item numbers follow the item file, numerically: 2 before 10; item 7, never seen, keeps its place: 2 -> 0, 7 -> 1, 10 -> 2."""
+    """Item numbers follow the item file, as numbers (2 before 10); the unseen 7 counts: 2 -> 0, 7 -> 1, 10 -> 2."""
     write_json(tmp_path / "Set.inter.json", {"u2": [10, 2, 10], "u1": ["2", "10", "2", "10"]})
-    write_json(tmp_path / "Set.item.json", {"10": {"title": " Ten "}, "7": {"description": "x"}, "2": {"title": "Zwei ä"}})
+    items = {"10": {"title": " Ten "}, "7": {"description": "x"}, "2": {"title": "Zwei ä"}}
+    write_json(tmp_path / "Set.item.json", items)
     dataset = read_interactions(tmp_path, k_core=99)
     assert (dataset.name, dataset.user_ids, dataset.item_ids) == ("Set", ["u1", "u2"], ["2", "7", "10"])
     assert [s.tolist() for s in dataset.sequences] == [[0, 2, 0, 2], [2, 0, 2]]
@@ -39,7 +40,7 @@ def test_lcrec_items_users_and_titles(tmp_path: Path):
 
 
 def test_lcrec_catalogue_without_item_file(tmp_path: Path):
-    """The index file's items, where there is one; else those in the interactions. Ids that are no numbers sort by text."""
+    """The index file's items, where there is one; else those seen. Ids that are not all numbers sort by text."""
     write_json(tmp_path / "Set.inter.json", {"u": ["b", "a", "b"]})
     assert read_interactions(tmp_path, 0).item_ids == ["a", "b"]
     write_json(tmp_path / "Set.index.json", {"b": ["<a_0>"], "a": ["<a_1>"], "10": ["<a_2>"]})
@@ -68,7 +69,7 @@ def test_short_users_are_dropped_and_said(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_k_core_by_hand():
-    """k = 2. Item 9 has one interaction, so it goes; user 3 then has one left, so it goes; item 7 then has one left (user 2's).
+    """k = 2. Item 9 has one interaction and goes; user 3 then has one left and goes; item 7 then has one left, user 2's.
 
     User 2 keeps items 5 and 6, and 5 and 6 keep users 1 and 2: the core.
     """
@@ -80,8 +81,9 @@ def test_k_core_by_hand():
 
 
 def test_recbole_time_order_ties_and_core(tmp_path: Path):
-    """User 1 by time: 30 (t=1), then 20 and 10, both at t=2, in file order. Item 40 (one interaction) is not in the 2-core."""
-    rows = [("1", "20", 2), ("2", "10", 5), ("1", "40", 3), ("1", "10", 2.0), ("2", "30", 4), ("2", "20", 6), ("1", "30", 1)]
+    """User 1 by time: 30, at 1, then 20 and 10, both at 2, in file order. Item 40, seen once, is not in the 2-core."""
+    rows = [("1", "20", 2), ("2", "10", 5), ("1", "40", 3), ("1", "10", 2.0), ("2", "30", 4), ("2", "20", 6),
+            ("1", "30", 1)]
     write_inter(tmp_path, rows)
     (tmp_path / "tiny.item").write_text(
         "item_id:token\tmovie_title:token_seq\tclass:token_seq\n10\tTen\tx\n20\tTwenty\ty\n40\tForty\tz\n30\tDreißig\tw\n",
@@ -174,5 +176,6 @@ def test_written_as_lcrec_and_read_back(tmp_path: Path):
     write_lcrec(dataset, tmp_path / "out")
     again = read_interactions(tmp_path / "out", 0)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tiny.inter.json", "tiny.item.json"]
-    assert (again.name, again.user_ids, again.item_ids, again.titles) == ("tiny", ["7"], ["1", "2", "3"], ["Éin", "", "Drei"])
+    assert (again.name, again.user_ids, again.item_ids) == ("tiny", ["7"], ["1", "2", "3"])
+    assert again.titles == ["Éin", "", "Drei"]
     assert [s.tolist() for s in again.sequences] == [s.tolist() for s in dataset.sequences] == [[0, 1, 2]]

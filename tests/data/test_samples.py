@@ -35,7 +35,8 @@ def make_tokenizer(with_bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def make_builder(max_length: int = 64, max_history_items: int = 20, with_bos: bool = False) -> SampleBuilder:
-    return SampleBuilder(make_tokenizer(with_bos), TitlePrompt(TITLES, WORDING), len(TITLES), max_length, max_history_items)
+    prompt = TitlePrompt(TITLES, WORDING)
+    return SampleBuilder(make_tokenizer(with_bos), prompt, len(TITLES), max_length, max_history_items)
 
 
 def make_dataset() -> InteractionDataset:
@@ -45,7 +46,7 @@ def make_dataset() -> InteractionDataset:
                               [np.array(s, dtype=np.int64) for s in sequences], TITLES, 0)
 
 
-def read(builder: SampleBuilder, ids: list[int]) -> str:
+def read(ids: list[int]) -> str:
     return "".join(make_tokenizer().convert_ids_to_tokens(ids))
 
 
@@ -53,7 +54,7 @@ def test_sample_is_prompt_and_response():
     """Prompt: < "a", "bb"> and response: "c" and the end token; the labels are the response alone."""
     builder = make_builder()
     sample = builder.sample(np.array([0, 1]), 2)
-    assert read(builder, sample["input_ids"]) == '< "a", "bb"> "c"</s>'
+    assert read(sample["input_ids"]) == '< "a", "bb"> "c"</s>'
     assert sample["input_ids"] == builder.prompt_ids([0, 1]) + builder.response_ids(2)
     num_prompt = len('< "a", "bb">')
     assert sample["labels"] == [IGNORE_INDEX] * num_prompt + builder.response_ids(2)
@@ -62,29 +63,28 @@ def test_sample_is_prompt_and_response():
 
 
 def test_beginning_token_only_where_the_tokenizer_adds_it():
-    assert read(make_builder(), make_builder().prompt_ids([0])) == '< "a">'
-    assert read(make_builder(), make_builder(with_bos=True).prompt_ids([0])) == '<s>< "a">'
+    assert read(make_builder().prompt_ids([0])) == '< "a">'
+    assert read(make_builder(with_bos=True).prompt_ids([0])) == '<s>< "a">'
 
 
 def test_history_loses_its_oldest_items():
-    """max_history_items 2 keeps the newest two. The sample still carries the whole history: SASRec reads it its own way."""
+    """max_history_items 2 keeps the newest two. The sample carries the whole history: SASRec cuts its own."""
     builder = make_builder(max_history_items=2)
     sample = builder.sample([0, 1, 2, 3], 0)
-    assert read(builder, sample["input_ids"]) == '< "c", "d"> "a"</s>'
+    assert read(sample["input_ids"]) == '< "c", "d"> "a"</s>'
     assert sample["history_items"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("max_length", "prompt"), [
-    (21, '< "a", "bb", "c">'), (20, '< "bb", "c">'), (17, '< "bb", "c">'), (16, '< "c">'), (13, '< "c">')])
+    (23, '< "a", "bb", "c">'), (22, '< "bb", "c">'), (18, '< "bb", "c">'), (17, '< "c">'), (13, '< "c">')])
 def test_history_fits_beside_the_longest_response(max_length: int, prompt: str):
-    """Items are 4, 5, 4 tokens. Fixed: < and > and the longest response, 5 + 1: 8. Then by history:
+    """Items are 4, 5 and 4 tokens. Fixed: < and >, the longest response, 5, and its end: 8. With the history:
 
-    a, bb, c: 4 + 5 + 4 + 2 separators = 15, in all 23; bb, c: 5 + 4 + 1 = 10, in all 18; c: 4, in all 12.
+    a, bb, c: 4 + 5 + 4 and 2 separators, 23 in all; bb, c: 5 + 4 and 1, 18 in all; c: 12 in all.
     """
-    limits = {21: 23, 20: 22, 17: 18, 16: 17, 13: 13}
-    builder = make_builder(max_length=limits[max_length])
-    assert read(builder, builder.prompt_ids([0, 1, 2])) == prompt
-    assert len(builder.sample([0, 1, 2], 1)["input_ids"]) <= limits[max_length]
+    builder = make_builder(max_length=max_length)
+    assert read(builder.prompt_ids([0, 1, 2])) == prompt
+    assert len(builder.sample([0, 1, 2], 1)["input_ids"]) <= max_length
 
 
 def test_too_short_a_maximum_is_refused():
@@ -95,7 +95,8 @@ def test_too_short_a_maximum_is_refused():
 
 
 def test_semantic_ids_are_one_token_each():
-    tokenizer, prompt = make_tokenizer(), SemanticIdPrompt([("<a_0>", "<b_1>"), ("<a_0>", "<b_0>")], Wording("", "", ""))
+    tokenizer = make_tokenizer()
+    prompt = SemanticIdPrompt([("<a_0>", "<b_1>"), ("<a_0>", "<b_0>")], Wording("", "", ""))
     with pytest.raises(InputError, match="3 of 3 semantic-ID tokens are unknown to it, first '<a_0>'"):
         SampleBuilder(tokenizer, prompt, 2, 16, 5)
     tokenizer.add_tokens(prompt.new_tokens())

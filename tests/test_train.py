@@ -1,0 +1,143 @@
+"""ilrec/train.py on one process: every recipe, the stages' hand-over, the run directory, resume, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import INIT, ROOT
+
+from ilrec import train as train_module
+from ilrec.base_model import find_model, load_base, load_tokenizer
+from ilrec.collaborative.sasrec import SASRec
+from ilrec.config import ModelConfig, SASRecConfig
+from ilrec.data.samples import TrainingCollator
+from ilrec.data.task import load_task
+from ilrec.errors import InputError
+from ilrec.model import add_item_tokens, attach_objective, load_adapter
+from ilrec.train import train
+from ilrec.training.resume import COMPLETE
+
+FLAGS = {"max_steps": 3, "num_readout_layers": 2, "logging_steps": 1, "lora_dropout": 0, "per_device_train_batch_size": 4}
+
+
+def run(recipe: str, data: Path, output: Path, **fields) -> Path:
+    words = {"data": data, "output_dir": output, **FLAGS, **fields}
+    train(["--config", str(ROOT / "ilrec" / "recipes" / f"{recipe}.yaml"),
+           *(word for name, value in words.items() for word in (f"--{name}", str(value)))])
+    return output / "final"
+
+
+def logged(directory: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def sasrec(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("filter") / "sasrec"
+    SASRec(24, SASRecConfig(hidden_size=8, num_heads=2)).save(directory)
+    return directory
+
+
+@pytest.mark.parametrize("recipe", ["sft", "stage1", "stage2", "joint"])
+def test_every_recipe_runs(recipe, data, base, tmp_path, sasrec):
+    final = run(recipe, data, tmp_path / recipe, model=base, reward_weight=0.2, sasrec=sasrec)
+    lines = logged(tmp_path / recipe)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["loss/reward"] > 0 for line in lines)
+    assert any(line["negatives/per_token"] > 0 for line in lines)
+    assert (lines[0]["loss/distillation"] > 0) == (recipe in ("stage2", "joint"))
+    assert (final / "adapter_model.safetensors").exists()
+
+
+def test_from_scratch_with_all_parameters(data, tmp_path):
+    final = run("quickstart", data, tmp_path / "sft", init=json.dumps(INIT))
+    assert (final / "model.safetensors").exists()
+    assert find_model(str(final)).adapter is None
+
+
+def test_titles_as_items(data, base, tmp_path):
+    final = run("stage2", data, tmp_path / "titles", model=base, item_format="title")
+    assert (final / "adapter_model.safetensors").exists() and not (final / "item_index.json").exists()
+
+
+def test_run_directory_explains_itself(data, base, tmp_path):
+    run("stage1", data, tmp_path / "run", model=base, beta=0.25)
+    directory = tmp_path / "run"
+    assert yaml.safe_load((directory / "config.yaml").read_text())["beta"] == 0.25
+    environment = json.loads((directory / "environment.json").read_text())
+    assert environment["world_size"] == 1 and environment["versions"]["torch"] and "--beta" in environment["command"]
+    assert list((directory / "tensorboard").glob("events.*"))
+    assert json.loads((directory / "checkpoint-3" / COMPLETE).read_text())["step"] == 3
+    assert {"adapter_model.safetensors", "tokenizer.json", "item_index.json", "ilrec.yaml"} <= {
+        p.name for p in (directory / "final").iterdir()}
+
+
+def test_stage2_goes_on_exactly_where_stage1_ended(data, base, tmp_path, monkeypatch):
+    """Stage 2's first logged loss is that of stage 1's saved model on the same batch, under stage 2's objective."""
+    stage1 = run("stage1", data, tmp_path / "stage1", model=base, learning_rate=1e-2)
+    seen = []
+    collate = TrainingCollator.__call__
+    monkeypatch.setattr(TrainingCollator, "__call__", lambda self, rows: seen.append(collate(self, rows)) or seen[-1])
+    run("stage2", data, tmp_path / "stage2", model=stage1, gradient_accumulation_steps=1)
+    source = find_model(str(stage1))
+    model = load_base(source, ModelConfig(model=str(stage1)))
+    add_item_tokens(model, load_tokenizer(source))
+    model = load_adapter(model, source.adapter, is_trainable=False).eval()
+    config, _ = train_module.parse_arguments(["--config", str(tmp_path / "stage2" / "config.yaml")])
+    attach_objective(model, config.objective, [])
+    with torch.no_grad():
+        expected = model(**seen[0]).loss.item()
+    assert logged(tmp_path / "stage2")[0]["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_resume_takes_the_newest_complete_checkpoint(data, base, tmp_path, caplog):
+    """5 steps at once == 5 steps of which the last are run again from a checkpoint; an incomplete one is passed over."""
+    whole = tmp_path / "whole"
+    run("joint", data, whole, model=base, max_steps=5, save_steps=2, save_total_limit=5)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole, resumed)
+    (resumed / "checkpoint-5" / COMPLETE).unlink()
+    shutil.rmtree(resumed / "final")
+    run("joint", data, resumed, model=base, max_steps=5, save_steps=2, save_total_limit=5)
+    assert "checkpoint-5: incomplete" in caplog.text
+    before, after = logged(whole), logged(resumed)
+    assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 5]
+    assert after[-1]["loss"] == before[-1]["loss"]
+
+
+def test_refusals(data, base, tmp_path, sasrec):
+    with pytest.raises(InputError, match="no such directory: runs/none/final; train the earlier stage first"):
+        run("stage1", data, tmp_path / "a", model="runs/none/final")
+    with pytest.raises(InputError, match="train_item_tokens: false would leave 9 new semantic-ID tokens untrained"):
+        run("stage1", data, tmp_path / "b", model=base, train_item_tokens="false")
+    with pytest.raises(InputError, match="resume: .*checkpoint-3 is incomplete"):
+        (tmp_path / "checkpoint-3").mkdir()
+        run("stage1", data, tmp_path / "c", model=base, resume=tmp_path / "checkpoint-3")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    with pytest.raises(InputError, match="half: incomplete: adapter_config.json is there"):
+        run("stage2", data, tmp_path / "d", model=tmp_path / "half")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "d").exists()
+
+
+def test_init_names_its_unknown_field(data, tmp_path):
+    with pytest.raises(InputError, match="init: unknown field 'hiden_size'"):
+        run("quickstart", data, tmp_path / "x", init="{hiden_size: 4}")
+
+
+def test_a_filter_of_another_catalogue_is_refused(data, base, tmp_path):
+    SASRec(7, SASRecConfig(hidden_size=8)).save(tmp_path / "other")
+    with pytest.raises(InputError, match="trained on 7 items, .* has 24"):
+        run("stage1", data, tmp_path / "x", model=base, reward_weight=0.1, sasrec=tmp_path / "other")
+
+
+def test_items_of_the_task_are_the_catalogue(data):
+    from ilrec.config import DataConfig
+
+    task = load_task(DataConfig(data=str(data)))
+    assert task.dataset.num_items == 24 and len(set(task.semantic_ids)) == 24
