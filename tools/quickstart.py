@@ -120,18 +120,19 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--wheel", default=os.environ.get("RECBOLE_WHEEL"), help="a local copy of RecBole's wheel")
-    parser.add_argument("--max_steps", type=int, help="cut each training stage to this many steps, for a trial")
+    parser.add_argument("--trial", action="store_true", help="two optimizer steps per stage: does everything run?")
     arguments = parser.parse_args(argv)
     output = arguments.output.resolve()
     run = Quickstart(output)
     data = fetch_movielens(output, arguments.wheel)
     python = [sys.executable]
     sasrec, index = output / "sasrec", output / "semantic_ids" / "ml-100k.index.json"
-    run.step("sasrec", [*python, "tools/train_sasrec.py", "--data", str(data), "--output", str(sasrec), *SASREC],
+    run.step("sasrec", [*python, "tools/train_sasrec.py", "--data", str(data), "--output", str(sasrec), *SASREC,
+                        *(["--num_epochs", "1"] if arguments.trial else [])],
              [data / "ml-100k.inter"])
     run.step("semantic_ids", [*python, "tools/build_semantic_ids.py", "--data", str(data), "--embeddings",
                               str(sasrec / "item_embeddings.npy"), "--output", str(index)], [sasrec / "item_embeddings.npy"])
-    cut = {"max_steps": arguments.max_steps} if arguments.max_steps else {}
+    cut = {"max_steps": 2, "logging_steps": 1} if arguments.trial else {}
     shared = {"data": data, "semantic_ids": index}
     sft = train(run, "sft", "quickstart", {**shared, **cut}, [index])
     stage = {**shared, **STAGE, "sasrec": sasrec, **cut}
@@ -154,7 +155,7 @@ SASREC = ["--learning_rate", "4e-3", "--batch_size", "64", "--num_epochs", "16"]
 # collaborative reward, because SASRec is there.
 STAGE: dict[str, object] = {
     "prompt_prefix": "''", "prompt_separator": "''", "prompt_suffix": "''", "max_history_items": 10, "max_length": 64,
-    "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1, "max_steps": 60, "learning_rate": 5e-4,
+    "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 100, "learning_rate": 1e-3,
     "reward_weight": 0.3, "logging_steps": 10}
 
 

@@ -145,7 +145,7 @@ def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfi
     """
     windows_WT = _windows(train_sequences, config.max_history_items)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
         model = SASRec(num_items, config).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -178,7 +178,7 @@ def _train_epoch(model: SASRec, optimizer: torch.optim.Optimizer, windows_WT: Te
     model.train()
     device = model.items.weight.device
     loss_sum, num_targets = torch.zeros((), device=device), 0
-    for batch in torch.randperm(len(windows_WT)).split(model.config.batch_size):
+    for batch in _batches(windows_WT, model.config.batch_size):
         window_BT = _trimmed(windows_WT[batch]).to(device)
         # Only positions that have a target are projected onto the catalogue.
         has_target_BT = window_BT[:, :-1] != PADDING
@@ -217,6 +217,13 @@ def _windows(sequences: Sequences, max_history_items: int) -> Tensor:
                          "of which the last two are held out")
     padded_WT = _left_padded(windows)
     return F.pad(padded_WT, (max_history_items + 1 - padded_WT.shape[1], 0), value=PADDING)
+
+
+def _batches(windows_WT: Tensor, batch_size: int) -> list[Tensor]:
+    """Window numbers, each once, in random batches of similar lengths: padding costs as much as items do."""
+    lengths_W = (windows_WT != PADDING).sum(dim=1)
+    batches = torch.argsort(lengths_W + torch.rand(len(windows_WT))).split(batch_size)
+    return [batches[b] for b in torch.randperm(len(batches)).tolist()]
 
 
 def _trimmed(windows_BT: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilrec.collaborative.sasrec import SASRec, _ndcg, _windows, popularity_scores, train_sasrec
+from ilrec.collaborative.sasrec import SASRec, _batches, _ndcg, _windows, popularity_scores, train_sasrec
 from ilrec.config import SASRecConfig
 from ilrec.errors import InputError
 
@@ -23,7 +23,8 @@ CONFIG = SASRecConfig(hidden_size=16, num_layers=2, num_heads=2, dropout=0.1, ma
 def model() -> SASRec:
     torch.manual_seed(0)
     model = SASRec(NUM_ITEMS, CONFIG)
-    torch.nn.init.normal_(model.items.weight)  # apart enough for a change of one item to show
+    for parameter in (model.items.weight, model.positions.weight):
+        torch.nn.init.normal_(parameter, std=0.5)  # apart enough for a change of item or position to show
     return model.eval()
 
 
@@ -67,6 +68,17 @@ def test_windows_by_hand():
     assert windows.tolist() == [[3, 4, 5, 6], [0, 1, 2, 3], [-1, -1, 7, 8]]
     inputs, targets = windows[:, :-1], windows[:, 1:]
     assert sorted(targets[inputs >= 0].tolist()) == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_batches_hold_each_window_once_and_like_lengths():
+    """Lengths 2 and 6 in turn, eight of each, in batches of four: two batches of short windows, two of long ones."""
+    windows = _windows([np.arange(2 if number % 2 else 6) for number in range(16)], max_history_items=5)
+    torch.manual_seed(0)
+    batches = _batches(windows, batch_size=4)
+    assert torch.cat(batches).sort().values.tolist() == list(range(16))
+    assert [len(set((batch % 2).tolist())) for batch in batches] == [1, 1, 1, 1]
+    again = _batches(windows, batch_size=4)
+    assert torch.cat(again).tolist() != torch.cat(batches).tolist()
 
 
 def test_ndcg_by_hand(model: SASRec, monkeypatch: pytest.MonkeyPatch):

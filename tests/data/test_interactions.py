@@ -69,7 +69,7 @@ def test_short_users_are_dropped_and_said(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_k_core_by_hand():
-    """k = 2. Item 9 has one interaction and goes; user 3 then has one left and goes; item 7 then has one left, user 2's.
+    """k = 2. Item 9 has one interaction and goes; user 3 then has one left and goes; item 7 then has one, user 2's.
 
     User 2 keeps items 5 and 6, and 5 and 6 keep users 1 and 2: the core.
     """
