@@ -125,7 +125,11 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise InputError(f"model: {path} is a GGUF file and the package that reads it is missing: pip install gguf")
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # transformers dequantises while it reads, yet goes on to call the model quantised and would refuse to save it.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.config.__dict__.pop("quantization_config", None)
+    return model, tokenizer
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -161,9 +161,9 @@ class SASRecConfig:
     num_heads: int = setting(2, "attention heads")
     dropout: float = setting(0.2, "dropout on embeddings, attention and feed-forward")
     max_history_items: int = setting(50, "positions: at most this many past items are read")
-    learning_rate: float = setting(1e-3, "AdamW learning rate")
+    learning_rate: float = setting(3e-3, "AdamW learning rate")
     weight_decay: float = setting(0.0, "AdamW weight decay")
-    batch_size: int = setting(128, "windows per step")
+    batch_size: int = setting(32, "windows per step")
     num_epochs: int = setting(100, "at most this many epochs")
     patience: int = setting(10, "stop after this many epochs without a better validation NDCG@10")
     seed: int = setting(0, "random seed")
@@ -311,3 +311,5 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"{path}: not readable as JSON: {error}") from None

@@ -175,7 +175,7 @@ def _check_supported(model: PreTrainedModel, objective: ObjectiveConfig) -> None
         if value != neutral:
             raise InputError(f"{name}: {field} = {value}: the readout layers' mean is not one projection of this head; "
                              "use a Llama-like model without it")
-    decoder: Any = model.get_decoder()
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
     head: Any = vocabulary_head(model)
     if not hasattr(decoder, "norm") or not hasattr(decoder, "layers"):
         raise InputError(f"{name}: {type(model).__name__} has no decoder with `layers` and `norm`; "
@@ -187,7 +187,7 @@ def _check_supported(model: PreTrainedModel, objective: ObjectiveConfig) -> None
         raise InputError(f"{name}: the LM head carries a {type(head).__name__} adapter, which the vocabulary operation cannot "
                          "see; leave lm_head out of lora_target_modules (modules_to_save and token rows work)")
     weight = head.base_layer.weight if isinstance(head, TrainableTokensLayer) else head.weight
-    if not weight.is_floating_point() or getattr(head, "bias", None) is not None:
+    if not weight.is_floating_point() or getattr(head, "bias", None) is not None:  # type: ignore[operator]
         raise InputError(f"{name}: a quantised or biased LM head is not supported; load the model in bfloat16 or float32")
 
 

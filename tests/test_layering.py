@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ilrec"
 BELOW = {"errors"}
 ALLOWED = {
-    "errors": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(), "ranking.results": set(),
+    "errors": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(),
+    "ranking.results": set(),
     "ranking.beam_search": {"items"},
     "data": {"config", "items"}, "collaborative": {"config", "items"}, "base_model": {"config"}, "model": {"config", "ops"},
     "entry": set(), "training": {"config", "ops", "items", "data", "collaborative", "model"},

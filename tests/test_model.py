@@ -1,4 +1,4 @@
-"""The model whose forward is the objective: equal to Hugging Face's own SFT without weights, refusals, token rows, checkpointing."""
+"""The model whose forward is the objective: equal to stock SFT without weights, refusals, token rows, checkpointing."""
 
 import copy
 

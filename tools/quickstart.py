@@ -149,7 +149,7 @@ def main(argv: list[str]) -> None:
 
 
 # SASRec's settings for this data set and half a minute: fewer epochs at a higher rate than the defaults.
-SASREC = ["--learning_rate", "4e-3", "--batch_size", "64", "--num_epochs", "16"]
+SASREC = ["--num_layers", "1", "--learning_rate", "5e-3", "--batch_size", "32", "--num_epochs", "10"]
 
 # What differs from the shipped stage1 and stage2 for a model this small: its prompts, its batch, its learning rate, and the
 # collaborative reward, because SASRec is there.

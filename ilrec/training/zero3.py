@@ -93,7 +93,7 @@ def prepare_sharded_loading() -> None:
         with deepspeed.zero.GatheredParameters([weight]):
             return weight[rows].clone()
 
-    TrainableTokensLayer._collect_token_weights = collect
+    TrainableTokensLayer._collect_token_weights = collect  # type: ignore[method-assign, assignment]
 
 
 def register_token_rows(model: nn.Module) -> None:

@@ -31,7 +31,7 @@ def succeeded(result) -> None:
 def test_zero3_on_two_ranks_equals_one_process(data, base, tmp_path):
     """10 steps, all parameters, all terms: 2 ranks x 2 accumulated x 2 samples under ZeRO-3 == one process x 4 x 2 == x 1 x 8.
 
-    Titles as items, so that the response lengths differ. Adam's first steps are nearly sign steps, hence plain bounds: 1e-4 on the loss.
+    Titles as items, so that the response lengths differ. Adam's first steps are nearly sign steps, hence the bounds.
     """
     words = ["--config", "ilrec/recipes/joint.yaml", "--data", str(data), "--model", str(base), "--adapter", "none", *COMMON,
              "--item_format", "title", "--max_steps", "10", "--beta", "0.3", "--learning_rate", "1e-3"]
@@ -84,8 +84,8 @@ def test_sharded_adapter_equals_one_process(adapter, data, base, tmp_path):
 def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
     """Adapter on one process == adapter on two torchrun ranks == merged model, every metric, each user once."""
     rank_main(["--model", str(adapter), "--output", str(tmp_path / "one.json")])
-    result = launch("torchrun", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint",
-                    "localhost:0", "ilrec/rank.py", "--model", str(adapter), "--batch_size", "4", "--output", str(tmp_path / "two.json"))
+    result = launch("torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "ilrec/rank.py",
+                    "--model", str(adapter), "--batch_size", "4", "--output", str(tmp_path / "two.json"))
     succeeded(result)
     succeeded(launch("python", "tools/merge_lora.py", "--adapter", str(adapter), "--output", str(tmp_path / "merged")))
     rank_main(["--model", str(tmp_path / "merged")])
@@ -97,10 +97,10 @@ def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
 
 
 def test_merged_model_loads_alone_with_the_same_logits(adapter, tmp_path):
+    from tools_path import merge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ilrec.rank import load_trained
-    from tools_path import merge
 
     merge(str(adapter), tmp_path / "merged", "")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()

@@ -1,0 +1,102 @@
+"""Where a model comes from: scratch, GGUF, adapters and their base; what is refused."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ilrec.base_model import find_model, load_base, load_tokenizer, materialise, train_tokenizer
+from ilrec.config import ModelConfig
+from ilrec.errors import InputError
+
+
+def test_scratch_model_is_a_plain_directory(base):
+    assert AutoModelForCausalLM.from_pretrained(base).config.num_hidden_layers == 4
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer.decode(tokenizer("Any text: äöü 漢字!")["input_ids"]) == "Any text: äöü 漢字!"
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_scratch_is_the_same_for_the_same_seed(tmp_path):
+    from conftest import INIT
+
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        materialise(ModelConfig(init=INIT), tmp_path / name, ["red blue"], seed)
+    one, two, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name).model.layers[0].mlp.up_proj.weight
+                       for name in ("one", "two", "other"))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_gguf_becomes_a_plain_directory(base, tmp_path):
+    """A Llama written as GGUF with gguf's own writer and read back: the same weights, token for token the same text."""
+    path = write_gguf(base, tmp_path / "model.gguf")
+    materialise(ModelConfig(model=str(path)), tmp_path / "plain", [], seed=0)
+    source = find_model(str(tmp_path / "plain"))
+    model, original = load_base(source, ModelConfig(model="x")), AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.tensor([load_tokenizer(source)("red guitar")["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def write_gguf(base, path):
+    """The tiny Llama in llama.cpp's layout: names, and the rotary permutation of query and key rows."""
+    import gguf
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    merges = [" ".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    writer.add_token_types([1] * len(tokenizer))
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if "q_proj" in name or "k_proj" in name:
+            heads = config.num_attention_heads
+            tensor = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_an_adapter_brings_its_base(base, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    source = find_model(str(tmp_path))
+    assert (source.base, source.adapter) == (str(base), str(tmp_path))
+    assert find_model(str(tmp_path), base="elsewhere/model").base == "elsewhere/model"
+
+
+def test_a_moved_base_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base"}))
+    with pytest.raises(InputError, match="base_model_name_or_path: no model directory at '/gone/base'"):
+        find_model(str(tmp_path))
+
+
+def test_other_refusals(tmp_path):
+    with pytest.raises(InputError, match="neither config.json nor adapter_config.json"):
+        find_model(str(tmp_path))
+    with pytest.raises(InputError, match="no such GGUF file"):
+        materialise(ModelConfig(model=str(tmp_path / "x.gguf")), tmp_path / "out", [], 0)
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_base(find_model("nobody/nothing"), ModelConfig(model="nobody/nothing"))
+
+
+def test_tokenizer_size_is_kept():
+    assert len(train_tokenizer(["a b c " * 50], 260)) <= 260

@@ -1,0 +1,65 @@
+"""The checks around ZeRO-3 that need no ranks: contradictions between ds_config and recipe, and empty saved tensors."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ilrec.errors import InputError
+from ilrec.training.zero3 import check_saved, read_ds_config
+
+SETTINGS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
+SHIPPED = sorted((Path(__file__).parent.parent.parent / "ds_configs").glob("*.json"))
+
+
+def written(tmp_path, **config) -> Path:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shipped_configs_fit_any_recipe(path, dtype):
+    assert read_ds_config(path, SETTINGS, dtype, 8)["zero_optimization"]["stage"] in (2, 3)
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({"train_micro_batch_size_per_gpu": 8}, "ds.json: train_micro_batch_size_per_gpu = 8 contradicts per_device_train_batch_size = 4"),
+    ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps = 1 contradicts gradient_accumulation_steps = 2"),
+    ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5 contradicts max_grad_norm = 1.0"),
+    ({"train_batch_size": 8}, r"train_batch_size = 8 contradicts the recipe: .* x 2 ranks = 16"),
+    ({"bf16": {"enabled": True}}, "bf16.enabled = true contradicts dtype float32"),
+    ({"fp16": {"enabled": True}}, "fp16.enabled = true contradicts dtype float32"),
+])
+def test_contradictions(tmp_path, config, message):
+    with pytest.raises(InputError, match=message):
+        read_ds_config(written(tmp_path, **config), SETTINGS, torch.float32, 2)
+
+
+def test_agreeing_numbers_are_accepted(tmp_path):
+    path = written(tmp_path, train_batch_size=16, train_micro_batch_size_per_gpu=4, bf16={"enabled": False})
+    assert read_ds_config(path, SETTINGS, torch.float32, 2)["train_batch_size"] == 16
+
+
+def test_missing_and_malformed(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_ds_config(tmp_path / "none.json", SETTINGS, torch.float32, 1)
+    (tmp_path / "ds.json").write_text("{")
+    with pytest.raises(InputError, match=r"ds.json:1:2: not valid JSON"):
+        read_ds_config(tmp_path / "ds.json", SETTINGS, torch.float32, 1)
+
+
+def test_empty_tensors_are_found(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    check_saved(tmp_path)
+    save_file({"a": torch.ones(2), "b": torch.empty(0)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(RuntimeError, match="1 tensors of size 0 were saved, first b"):
+        check_saved(tmp_path)
+
+
+def test_nothing_saved_is_found(tmp_path):
+    with pytest.raises(RuntimeError, match="no weights were saved"):
+        check_saved(tmp_path)
