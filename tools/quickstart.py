@@ -154,8 +154,8 @@ SASREC = ["--num_layers", "1", "--learning_rate", "5e-3", "--batch_size", "32", 
 # What differs from the shipped stage1 and stage2 for a model this small: its prompts, its batch, its learning rate, and the
 # collaborative reward, because SASRec is there.
 STAGE: dict[str, object] = {
-    "prompt_prefix": "''", "prompt_separator": "''", "prompt_suffix": "''", "max_history_items": 10, "max_length": 64,
-    "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 100, "learning_rate": 1e-3,
+    "prompt_prefix": "''", "prompt_separator": "''", "prompt_suffix": "''", "max_history_items": 12, "max_length": 64,
+    "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 60, "learning_rate": 1e-3,
     "reward_weight": 0.3, "logging_steps": 10}
 
 
