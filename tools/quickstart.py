@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -42,19 +43,27 @@ class Quickstart:
         self.output = output
         self.started = time.monotonic()
 
-    def step(self, name: str, command: list[str], inputs: list[str | Path] = ()) -> None:
-        """Run one command unless it finished before with the same words and the same input files."""
-        marker = self.output / "done" / f"{name}.json"
+    def step(self, name: str, command: list[str], inputs: list[str | Path], directory: Path | None = None) -> None:
+        """Run one command unless it finished before with the same words and the same input files.
+
+        `directory` is what it writes: kept where the same command was interrupted (training goes on from its newest checkpoint),
+        removed where command or inputs have changed since.
+        """
+        marker = self.output / "steps" / f"{name}.json"
         wanted = {"command": command, "inputs": {str(p): _sha256(Path(p)) for p in inputs}}
-        if marker.exists() and json.loads(marker.read_text()) == wanted:
+        before = json.loads(marker.read_text()) if marker.exists() else None
+        if before == {**wanted, "done": True}:
             self.say(f"{name}: done before, reused")
             return
+        if directory is not None and before != {**wanted, "done": False}:
+            shutil.rmtree(directory, ignore_errors=True)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        write_text(marker, json.dumps({**wanted, "done": False}))
         self.say(f"{name}\n  $ {shlex.join(command)}")
         begun = time.monotonic()
         if subprocess.run(command, cwd=ROOT, env=_environment()).returncode:
             raise InputError(f"quickstart stopped at step {name}; its own message is above; after mending, run the same again")
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        write_text(marker, json.dumps(wanted))
+        write_text(marker, json.dumps({**wanted, "done": True}))
         self.say(f"{name}: {time.monotonic() - begun:.0f} s")
 
     def say(self, text: str) -> None:
@@ -105,7 +114,7 @@ def train(run: Quickstart, name: str, recipe: str, settings: dict[str, object], 
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = [*launcher(), "ilrec/train.py", "--ds_config", ds_config, "--config", f"{RECIPES}/{recipe}.yaml",
                "--output_dir", str(directory), *flags]
-    run.step(name, command, [ROOT / RECIPES / f"{recipe}.yaml", ROOT / ds_config, *inputs])
+    run.step(name, command, [ROOT / RECIPES / f"{recipe}.yaml", ROOT / ds_config, *inputs], directory)
     return directory / "final"
 
 
@@ -140,7 +149,7 @@ def main(argv: list[str]) -> None:
     stage2 = train(run, "stage2", "stage2", {"model": stage1, **stage}, [stage1 / "adapter_model.safetensors"])
     merged = output / "merged"
     run.step("merge", [*python, "tools/merge_lora.py", "--adapter", str(stage2), "--output", str(merged)],
-             [stage2 / "adapter_model.safetensors"])
+             [stage2 / "adapter_model.safetensors"], merged)
     rankings = {"popularity": sasrec / "popularity.json", "SASRec": sasrec / "ranking.json",
                 "sft": rank(run, "sft", sft, data, "model.safetensors"),
                 "stage1": rank(run, "stage1", stage1, data, "adapter_model.safetensors"),

@@ -122,13 +122,13 @@ class EvaluationSamples(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.builder.sample(self.histories[index], int(self.targets[index])), "user": index}
+        return self.builder.sample(self.histories[index], int(self.targets[index]))
 
 
 class TrainingCollator:
     """Samples -> int64 tensors, padded on the right, where causal attention never looks back from a real token.
 
-    input_ids, attention_mask, labels [B, T]; history_items [B, U], padded with -1 on the left; target_item [B].
+    input_ids, attention_mask, labels [B, T].
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -138,15 +138,13 @@ class TrainingCollator:
         input_ids = [sample["input_ids"] for sample in samples]
         return {"input_ids": _padded(input_ids, self.pad_token_id, left=False),
                 "attention_mask": _padded(([1] * len(ids) for ids in input_ids), 0, left=False),
-                "labels": _padded((sample["labels"] for sample in samples), IGNORE_INDEX, left=False),
-                "history_items": _padded((sample["history_items"] for sample in samples), -1, left=True),
-                "target_item": torch.tensor([sample["target_item"] for sample in samples])}
+                "labels": _padded((sample["labels"] for sample in samples), IGNORE_INDEX, left=False)}
 
 
 class PromptCollator:
     """Evaluation samples -> prompts without their responses, int64, padded on the left, so that all end together.
 
-    input_ids, attention_mask [B, T]; user, target_item [B].
+    input_ids, attention_mask [B, T]; target_item [B].
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -156,7 +154,6 @@ class PromptCollator:
         prompts = [sample["input_ids"][:sample["labels"].count(IGNORE_INDEX)] for sample in samples]
         return {"input_ids": _padded(prompts, self.pad_token_id, left=True),
                 "attention_mask": _padded(([1] * len(ids) for ids in prompts), 0, left=True),
-                "user": torch.tensor([sample["user"] for sample in samples]),
                 "target_item": torch.tensor([sample["target_item"] for sample in samples])}
 
 

@@ -78,6 +78,10 @@ def _means(sums: Tensor) -> dict[str, float]:
 class RunDirectory(TrainerCallback):
     """metrics.jsonl, one line per log; and the marker that makes a checkpoint complete."""
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.global_step == 0:  # a fresh start; a resumed run goes on with its lines
+            (Path(str(args.output_dir)) / "metrics.jsonl").unlink(missing_ok=True)
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
