@@ -119,7 +119,7 @@ def train(run: Quickstart, name: str, recipe: str, settings: dict[str, object], 
 
 
 def rank(run: Quickstart, name: str, model: Path, data: Path, weights: str) -> Path:
-    output = run.output / name / "ranking.json"
+    output = run.output / "rankings" / f"{name}.json"  # apart from the run, which a fresh start removes
     run.step(f"{name}-rank", [*launcher(), "ilrec/rank.py", "--model", str(model), "--data", str(data), "--split", "test",
                               "--num_beams", "20", "--output", str(output)], [model / weights])
     return output

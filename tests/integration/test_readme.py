@@ -54,7 +54,7 @@ def test_quickstart_goes_the_whole_way_and_reuses_it(tmp_path):
     for row in ("popularity", "SASRec", "sft", "stage1", "stage2"):
         assert re.search(rf"^{row} +0\.\d+", first.stdout, re.MULTILINE), row
     assert (tmp_path / "report.png").stat().st_size > 10_000
-    assert json.loads((tmp_path / "stage2" / "ranking.json").read_text())["protocol"]["num_users"] == 943
+    assert json.loads((tmp_path / "rankings" / "stage2.json").read_text())["protocol"]["num_users"] == 943
     second = launch("python", "tools/quickstart.py", "--output", str(tmp_path), "--trial", timeout=100)
     assert second.returncode == 0 and second.stdout.count("done before, reused") == first.stdout.count("  $ ")
 
