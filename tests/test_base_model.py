@@ -6,7 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ilrec.base_model import find_model, load_base, load_tokenizer, materialise, train_tokenizer
+from ilrec.base_model import (
+    choose_attention,
+    choose_dtype,
+    find_model,
+    load_base,
+    load_tokenizer,
+    materialise,
+    train_tokenizer,
+)
 from ilrec.config import ModelConfig
 from ilrec.errors import InputError
 
@@ -100,3 +108,14 @@ def test_other_refusals(tmp_path):
 
 def test_tokenizer_size_is_kept():
     assert len(train_tokenizer(["a b c " * 50], 260)) <= 260
+
+
+def test_auto_takes_what_the_machine_has(monkeypatch):
+    """float32 and sdpa on the CPU; bfloat16 on CUDA, and flash attention there where it is installed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (choose_dtype("auto"), choose_attention("auto")) == (torch.float32, "sdpa")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for installed, attention in ((None, "sdpa"), (object(), "flash_attention_2")):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=installed: found)
+        assert (choose_dtype("auto"), choose_attention("auto")) == (torch.bfloat16, attention)
+    assert (choose_dtype("float16"), choose_attention("eager")) == (torch.float16, "eager")

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.launch
 COMMON = ["--num_readout_layers", "2", "--logging_steps", "1", "--lora_dropout", "0", "--lora_rank", "4"]
 # Within one epoch: at its end accelerate repeats samples so that all ranks have as many.
 STEPS = ["--max_steps", "5", "--learning_rate", "2e-3"]
+TORCHRUN = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
 ZERO3 = ["--ds_config", "ds_configs/zero3_cpu.json"]
 
 
@@ -56,9 +57,9 @@ def test_zero3_on_two_ranks_equals_one_process(data, base, tmp_path):
 
 @pytest.fixture(scope="module")
 def adapter(data, base, tmp_path_factory) -> Path:
-    """A LoRA stage1 with new semantic-ID tokens by two ZeRO-3 ranks: its final/."""
+    """A LoRA stage1 with new semantic-ID tokens by two ZeRO-3 ranks, under torchrun: its final/."""
     directory = tmp_path_factory.mktemp("lora") / "stage1"
-    succeeded(launch("deepspeed", "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage1.yaml", "--data", str(data),
+    succeeded(launch(*TORCHRUN, "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage1.yaml", "--data", str(data),
                      "--model", str(base), "--output_dir", str(directory), *COMMON, *STEPS, "--per_device_train_batch_size", "4"))
     return directory / "final"
 
@@ -84,8 +85,7 @@ def test_sharded_adapter_equals_one_process(adapter, data, base, tmp_path):
 def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
     """Adapter on one process == adapter on two torchrun ranks == merged model, every metric, each user once."""
     rank_main(["--model", str(adapter), "--output", str(tmp_path / "one.json")])
-    result = launch("torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "ilrec/rank.py",
-                    "--model", str(adapter), "--batch_size", "4", "--output", str(tmp_path / "two.json"))
+    result = launch(*TORCHRUN, "ilrec/rank.py", "--model", str(adapter), "--batch_size", "4", "--output", str(tmp_path / "two.json"))
     succeeded(result)
     succeeded(launch("python", "tools/merge_lora.py", "--adapter", str(adapter), "--output", str(tmp_path / "merged")))
     rank_main(["--model", str(tmp_path / "merged")])
