@@ -39,7 +39,7 @@ from ilrec.base_model import (
 )
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config import TrainConfig, load_config, parse_overrides, write_text, write_yaml
-from ilrec.data.samples import EvaluationSamples, SampleBuilder, TrainingCollator, TrainingSamples
+from ilrec.data.samples import EvaluationSamples, TrainingCollator, TrainingSamples
 from ilrec.data.task import RecommendationTask, item_trie, load_task
 from ilrec.entry import environment, run_entry, world_size
 from ilrec.errors import InputError
@@ -120,7 +120,7 @@ def make_collator(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, task:
 
 
 def find_source(config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments) -> ModelSource:
-    """The model to start from; one from scratch or from GGUF is first written as a directory, by one process per node."""
+    """The model to start from; one from scratch or from GGUF is first written as a directory, by one process."""
     if not is_materialised(config.model):
         return find_model(config.model.model)
     directory = Path(config.training.output_dir) / "base"
@@ -149,7 +149,7 @@ def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationT
         write_yaml(final / "ilrec.yaml", config)
 
 
-def log_parameters(model: torch.nn.Module, samples: TrainingSamples, builder: SampleBuilder, task: RecommendationTask) -> None:
+def log_sizes(model: torch.nn.Module, samples: TrainingSamples, task: RecommendationTask) -> None:
     def count(trainable_only: bool) -> int:
         return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not trainable_only)
 
@@ -181,7 +181,7 @@ def train(argv: list[str]) -> None:
     collator = make_collator(config, tokenizer, task, trie)
     model = load_model(config, source, tokenizer, item_tokens, trie.item_token_ids().tolist())
     samples = TrainingSamples(task.dataset, builder)
-    log_parameters(model, samples, builder, task)
+    log_sizes(model, samples, task)
     validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
     trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation,
                            data_collator=collator, processing_class=tokenizer)

@@ -77,6 +77,13 @@ def test_run_directory_explains_itself(data, base, tmp_path):
         p.name for p in (directory / "final").iterdir()}
 
 
+def test_validation_loss_is_measured_on_the_way(data, base, tmp_path):
+    run("stage2", data, tmp_path / "run", model=base, eval_strategy="steps", eval_steps=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "eval_loss" in line]
+    assert [line["step"] for line in measured] == [2, 3] and 0 < measured[0]["eval_loss"] < 20
+
+
 def test_stage2_goes_on_exactly_where_stage1_ended(data, base, tmp_path, monkeypatch):
     """Stage 2's first logged loss is that of stage 1's saved model on the same batch, under stage 2's objective."""
     stage1 = run("stage1", data, tmp_path / "stage1", model=base, learning_rate=1e-2)
