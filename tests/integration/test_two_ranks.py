@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ilrec.rank import main as rank_main
 from ilrec.train import train
+from ilrec.training.resume import COMPLETE
 
 pytestmark = pytest.mark.launch
 COMMON = ["--num_readout_layers", "2", "--logging_steps", "1", "--lora_dropout", "0", "--lora_rank", "4"]
@@ -132,3 +133,18 @@ def test_bad_input_is_said_once_and_fails_every_rank(data, tmp_path):
     assert result.returncode != 0
     assert said.count("error: command line: unknown field 'lerning_rate'; did you mean 'learning_rate'?") == 1
     assert "Traceback" not in said and not (tmp_path / "x").exists()
+
+
+def test_two_ranks_resume_to_the_bit(data, base, tmp_path):
+    """The newest checkpoint is damaged: the second run goes on from the one before, and its losses are the first run's."""
+    words = ["deepspeed", "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage2.yaml", "--data", str(data), "--model", str(base),
+             "--output_dir", str(tmp_path / "run"), "--max_steps", "4", "--save_steps", "2", "--num_readout_layers", "2",
+             "--logging_steps", "1", "--per_device_train_batch_size", "2"]
+    succeeded(launch(*words))
+    (tmp_path / "run" / "checkpoint-4" / COMPLETE).unlink()
+    resumed = launch(*words)
+    succeeded(resumed)
+    assert resumed.stderr.count("checkpoint-4: incomplete") == 1
+    lines = logged(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 3, 4]
+    assert [line["loss"] for line in lines[4:]] == [line["loss"] for line in lines[2:4]]
