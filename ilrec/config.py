@@ -100,18 +100,20 @@ class ObjectiveConfig:
     distillation_target: str = setting("ensemble", "what learns from the last layer: ensemble or per_layer")
     reward_temperature: float = setting(1.0, "T: soft target is reward ** (1 / T), normalised")
     sasrec: str = setting("", "directory of a trained SASRec (tools/train_sasrec.py), read when reward_weight > 0")
-    backend: str = setting("auto", "vocabulary operation: auto, reference or row_slab")
+    backend: str = setting("auto", "vocabulary operation: auto, reference, row_slab or vocab_stream (CUDA with Triton)")
+    slab_mib: int = setting(0, "memory for logits, in MiB; 0: what was measured best for the device (ilrec/ops/row_slab.py)")
 
     def __post_init__(self) -> None:
         _one_of("threshold", self.threshold, ("probability", "logit"))
         _one_of("candidates", self.candidates, ("all", "items"))
         _one_of("distillation_target", self.distillation_target, ("ensemble", "per_layer"))
-        _one_of("backend", self.backend, ("auto", "reference", "row_slab"))
+        _one_of("backend", self.backend, ("auto", "reference", "row_slab", "vocab_stream"))
         for name in ("beta", "distillation_weight", "reward_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.alpha > 0, "alpha", self.alpha, "a positive number")
         _require(self.reward_temperature > 0, "reward_temperature", self.reward_temperature, "a positive number")
         _require(self.num_readout_layers > 0, "num_readout_layers", self.num_readout_layers, "a positive number")
+        _require(self.slab_mib >= 0, "slab_mib", self.slab_mib, "0 (the device's own) or more")
         _require(self.max_negatives >= 0, "max_negatives", self.max_negatives, "0 (no cap) or more")
         _require(self.reward_weight == 0 or bool(self.sasrec), "sasrec", self.sasrec,
                  "a directory written by tools/train_sasrec.py, because reward_weight > 0")

@@ -105,7 +105,7 @@ class CrossLayerMixin:
         compute = functools.partial(
             _vocabulary_loss, labels_N=labels[:, 1:][supervised_BT], objective=self._vocabulary_objective,
             candidates_V=self.item_token_mask_V, token_rewards=token_rewards, num_tokens=num_items_in_batch,
-            backend=self._objective.backend)
+            backend=self._objective.backend, slab_bytes=self._objective.slab_mib * 2**20 or None)
         loss, stats_5 = vocabulary_head(self)(hidden_NH, readout_KNH, compute)
         return CrossLayerOutput(loss=loss, stats_5=stats_5)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilrec.ops import reference, row_slab
+from ilrec.ops import fused, reference, row_slab
 
 IGNORE_INDEX = -100
 STATS = ("preference", "distillation", "reward", "num_negatives", "num_rows_without_negative")
@@ -126,12 +126,15 @@ def cross_layer_loss(
     if not objective.needs_readout:
         readout_KNH = None
     kept_N = labels_N != IGNORE_INDEX
-    rows_N = kept_N.nonzero()[:, 0]
+    if num_labels < len(labels_N):
+        rows_N = kept_N.nonzero()[:, 0]
+        hidden_NH, labels_N = hidden_NH.index_select(0, rows_N), labels_N.index_select(0, rows_N)
+        readout_KNH = readout_KNH.index_select(1, rows_N) if readout_KNH is not None else None
     terms: dict[str, Any] = {
-        "hidden_NH": hidden_NH.index_select(0, rows_N),
-        "readout_KNH": readout_KNH.index_select(1, rows_N) if readout_KNH is not None else None,
+        "hidden_NH": hidden_NH,
+        "readout_KNH": readout_KNH,
         "lm_head_VH": lm_head_VH,
-        "labels_N": labels_N.index_select(0, rows_N),
+        "labels_N": labels_N,
         "objective": objective,
         "candidates_V": candidates_V,
         "rewards": _reward_entries(rewards, kept_N, len(lm_head_VH)) if rewards is not None else None,
@@ -142,7 +145,8 @@ def cross_layer_loss(
         if backend == "reference":
             loss_sum, stats_5 = reference.cross_layer_sums(**terms)
         else:
-            loss_sum, stats_5 = row_slab.cross_layer_sums(**terms, slab_bytes=slab_bytes)
+            loss_sum, stats_5 = fused.cross_layer_sums(
+                row_slab.sums_and_gradients, **terms, slab_bytes=slab_bytes or row_slab.default_slab_bytes(hidden_NH.device))
     if isinstance(num_tokens, Tensor):
         # A float64 count would turn a float32 loss into float64.
         return loss_sum / num_tokens.to(loss_sum), stats_5

@@ -114,7 +114,9 @@ def preference_loss(z_NV: Tensor, weights_NV: Tensor, labels_N: Tensor, beta: fl
     By hand, y = 0, w = (0, 1), beta = 1: z = (0, 1) becomes (0, 2), loss = log(1 + e^2) = 2.126928 (plain: 1.313262).
     A negative logit is penalised too: z = (0, -1) becomes (0, 0), loss = log 2 = 0.693147 (plain: 0.313262).
     """
-    penalised_NV = z_NV + beta * weights_NV * z_NV.abs()
+    # A logit that overflowed to -inf stays there: -inf + inf would be NaN.
+    penalty_NV = (beta * weights_NV * z_NV.abs()).masked_fill(z_NV == -math.inf, 0.0)
+    penalised_NV = z_NV + penalty_NV
     return torch.nn.functional.cross_entropy(penalised_NV, labels_N, reduction="none")
 
 
@@ -127,7 +129,9 @@ def distillation_loss(z_NV: Tensor, student_NV: Tensor, candidates_V: Tensor | N
     if candidates_V is not None:
         z_NV, student_NV = z_NV[:, candidates_V], student_NV[:, candidates_V]
     teacher_logp_NV = z_NV.detach().log_softmax(1)
-    return (teacher_logp_NV.exp() * (teacher_logp_NV - student_NV.log_softmax(1))).sum(1)
+    # 0 log 0 = 0; a logit that overflowed to -inf would make it 0 * inf.
+    gap_NV = (teacher_logp_NV - student_NV.log_softmax(1)).masked_fill(teacher_logp_NV == -math.inf, 0.0)
+    return (teacher_logp_NV.exp() * gap_NV).sum(1)
 
 
 def reward_target(reward_NV: Tensor, negatives_NV: Tensor, labels_N: Tensor, temperature: float) -> Tensor:
@@ -144,7 +148,7 @@ def reward_loss(z_NV: Tensor, target_NV: Tensor) -> Tensor:
 
     By hand: P = (1/2, 1/4, 1/4), q = (3/4, 1/4, 0): loss = 3/4 log 2 + 1/4 log 4 = 1.25 log 2 = 0.866434.
     """
-    return -(target_NV * z_NV.log_softmax(1)).sum(1)
+    return -(target_NV * z_NV.log_softmax(1)).masked_fill(target_NV == 0, 0.0).sum(1)
 
 
 def _masked_softmax(logits_NV: Tensor, mask_NV: Tensor) -> Tensor:

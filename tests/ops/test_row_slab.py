@@ -20,7 +20,7 @@ from ops_cases import (
     with_new_tokens,
 )
 
-from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss, head_gemm, row_slab
+from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss, fused, head_gemm, row_math
 
 GOALS = {
     "sft": SFT,
@@ -96,9 +96,10 @@ def test_ties_and_the_inclusive_threshold(cap: int) -> None:
     actual = assert_matches_reference(case, goal)
     assert actual["stats"][3] == (cap if 0 < cap < 10 else 10) + min(cap or 99, 21)
     smallest = torch.arange(3, 33, 3)[: cap or None]
-    mask = row_slab._negatives(*[hidden @ head.T] * 2, case["labels_N"], row_slab._Task(
-        case["labels_N"], goal, None, None, None, None, 1, (False,) * 4))
-    assert mask.tokens_S[mask.rows_S == 0].tolist() == smallest.tolist()
+    logits, task = hidden @ head.T, fused.Task(case["labels_N"], goal, None, None, 1)
+    at_label = logits.gather(1, case["labels_N"][:, None])[:, 0]
+    negatives = row_math._negatives(logits, logits, at_label, at_label, case["labels_N"], task)
+    assert negatives.tokens_S[negatives.rows_S == 0].tolist() == smallest.tolist()
 
 
 def test_the_penalty_moves_the_loss_exactly_when_there_are_negatives() -> None:
@@ -227,7 +228,11 @@ def test_a_large_penalty_does_not_overflow_float32() -> None:
 
 
 def slightly_larger_beta(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args: original(*args[:-1], dataclasses.replace(args[-1], beta=1.001 * args[-1].beta))
+    def changed(*args: Any) -> Any:
+        goal = args[-1].objective
+        return original(*args[:-1], args[-1]._replace(objective=dataclasses.replace(goal, beta=1.001 * goal.beta)))
+
+    return changed
 
 
 def slightly_larger_weight(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,12 +240,12 @@ def slightly_larger_weight(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("name, change", [("_logit_gradient_", slightly_larger_beta),
-                                          ("_distil_full_", slightly_larger_weight)])
+                                          ("_distil_", slightly_larger_weight)])
 def test_the_comparison_notices_a_wrong_gradient(
     monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[..., Any]
 ) -> None:
     """A gradient made with a weight 0.1 or 0.01 per cent off, loss untouched, must fail the tests above."""
-    monkeypatch.setattr(row_slab, name, change(getattr(row_slab, name)))
+    monkeypatch.setattr(row_math, name, change(getattr(row_math, name)))
     with pytest.raises(AssertionError):
         assert_matches_reference(make_case(), FULL)
 
