@@ -15,7 +15,12 @@ $(VENV)/installed: setup.py constraints.txt
 quickstart: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/quickstart.py --output runs/quickstart
 
-test: $(VENV)/installed lint
+# A CUDA build of torch brings its own triton; a CPU build has none, and the kernels' tests run in its interpreter.
+$(VENV)/triton: $(VENV)/installed
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q triton==3.9.0
+	touch $@
+
+test: $(VENV)/installed $(VENV)/triton lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
 
 lint: $(VENV)/installed

@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_ITEMS, NUM_USERS = 24, 30
@@ -64,5 +67,32 @@ def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.
         words[0] = sys.executable
     if words[0] == "deepspeed":
         words[1:1] = ["--num_gpus", "2", "--master_port", str(free_port())]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables = {**inherited, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
     return subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
+
+
+TRITON_BACKENDS = ("row_kernel", "vocab_stream")
+
+
+def backend_called(name: str, monkeypatch) -> str:
+    """What to give to cross_layer_loss. row_kernel: row_slab with its Triton kernel, which on the CPU runs in the interpreter."""
+    from ilrec.ops import row_slab
+
+    if name in TRITON_BACKENDS:
+        pytest.importorskip("triton")
+    if name == "row_kernel":
+        monkeypatch.setattr(row_slab, "uses_kernel", lambda states: True)
+        return "row_slab"
+    return name
+
+
+@pytest.fixture(params=["row_slab", *TRITON_BACKENDS])
+def backend(request, monkeypatch) -> str:
+    """Each fused backend."""
+    return backend_called(request.param, monkeypatch)
+
+
+@pytest.fixture(params=TRITON_BACKENDS)
+def triton_backend(request, monkeypatch) -> str:
+    return backend_called(request.param, monkeypatch)

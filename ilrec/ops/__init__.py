@@ -1,7 +1,7 @@
 """The vocabulary operation: hidden states in, the whole ILRec loss out, without ever holding all logits.
 
 `cross_layer_loss` is the only public function. It checks its input, drops the positions without a label and hands the
-rest to a backend: `row_slab` (fast, what `auto` means) or `reference` (the specification, equation by equation).
+rest to a backend: `row_slab` (fast), `vocab_stream` (CUDA, tight memory) or `reference` (the specification, equation by equation).
 Tensors only: this package knows no tokenizer, no trainer, no ranks and no files.
 
 Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward entries.
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ilrec.ops import fused, reference, row_slab
+from ilrec.ops import backends, checks, fused, reference, row_slab
+from ilrec.ops.checks import IGNORE_INDEX
 
-IGNORE_INDEX = -100
 STATS = ("preference", "distillation", "reward", "num_negatives", "num_rows_without_negative")
-BACKENDS = ("auto", "reference", "row_slab")
+BACKENDS = ("auto", "reference", "row_slab", "vocab_stream")
 THRESHOLDS = ("probability", "logit")
 DISTILLATION_TARGETS = ("ensemble", "per_layer")
 
@@ -46,14 +46,14 @@ class Objective:
     def __post_init__(self) -> None:
         for name in ("beta", "distillation_weight", "reward_weight"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number >= 0, got {value!r}")
+            checks.require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number >= 0, got {value!r}")
         for name in ("alpha", "reward_temperature"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, f"{name}: expected a finite number > 0, got {value!r}")
+            checks.require(math.isfinite(value) and value > 0, f"{name}: expected a finite number > 0, got {value!r}")
         for name, choices in (("threshold", THRESHOLDS), ("distillation_target", DISTILLATION_TARGETS)):
             value = getattr(self, name)
-            _require(value in choices, f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-        _require(isinstance(self.max_negatives, int) and self.max_negatives >= 0,
+            checks.require(value in choices, f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        checks.require(isinstance(self.max_negatives, int) and self.max_negatives >= 0,
                  f"max_negatives: expected an integer >= 0 (0: no cap), got {self.max_negatives!r}")
 
     @property
@@ -94,7 +94,7 @@ def cross_layer_loss(
     Args:
         hidden_NH: float, last layer's states after the final norm. Rows with label IGNORE_INDEX are dropped here.
         readout_KNH: as hidden_NH, one per readout layer, each after the final norm; None only for plain SFT.
-        lm_head_VH: the same dtype. Frozen (requires_grad False): nothing of size V x H is allocated by row_slab.
+        lm_head_VH: the same dtype. Frozen (requires_grad False): nothing of size V x H is allocated, but by reference.
         labels_N: int64 in [0, V), or IGNORE_INDEX.
         candidates_V: bool, the item tokens: limits S, and distillation compares P and Pe renormalised over them.
         token_rewards: CSR (offsets_N1 int64, token_ids_E int64, values_E float >= 0), one row per row of labels_N, the
@@ -104,8 +104,8 @@ def cross_layer_loss(
             never read on the host.
         new_token_ids_R, new_token_rows_RH: int64 unique ids, and the rows that REPLACE the head's there (trainable
             token rows beside a frozen head; any float dtype).
-        backend: one of BACKENDS; auto is row_slab.
-        slab_bytes: row_slab's memory for logits; None: row_slab.SLAB_BYTES of the device type.
+        backend: one of BACKENDS; auto: row_slab, or vocab_stream where only few rows fit into slab_bytes (ilrec/ops/backends.py).
+        slab_bytes: memory for logits; None: row_slab.SLAB_BYTES of the device type.
 
     Returns:
         loss: 0-dim, float32 (float64 for float64 input). Without any label it is exactly 0, with gradients of zeros.
@@ -115,12 +115,12 @@ def cross_layer_loss(
     Raises:
         ValueError: a shape, dtype, device, value or backend that does not fit; the text says what was expected.
     """
-    _require(backend in BACKENDS, f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    _require(slab_bytes is None or slab_bytes > 0, f"slab_bytes: expected a positive number, got {slab_bytes!r}")
-    _check_states(hidden_NH, readout_KNH, lm_head_VH, labels_N, objective)
-    _check_options(lm_head_VH, candidates_V, num_tokens, new_token_ids_R, new_token_rows_RH)
-    rewards = _rewards_on_device(token_rewards, labels_N) if objective.reward_weight > 0 else None
-    num_labels = _check_values(labels_N, len(lm_head_VH), candidates_V, rewards, new_token_ids_R)
+    checks.require(backend in BACKENDS, f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    checks.require(slab_bytes is None or slab_bytes > 0, f"slab_bytes: expected a positive number, got {slab_bytes!r}")
+    checks.check_states(hidden_NH, readout_KNH, lm_head_VH, labels_N, objective)
+    checks.check_options(lm_head_VH, candidates_V, num_tokens, new_token_ids_R, new_token_rows_RH)
+    rewards = checks.rewards_on_device(token_rewards, labels_N) if objective.reward_weight > 0 else None
+    num_labels = checks.check_values(labels_N, len(lm_head_VH), candidates_V, rewards, new_token_ids_R)
     if num_labels == 0:
         return _connected_zero(hidden_NH, readout_KNH, lm_head_VH, new_token_rows_RH)
     if not objective.needs_readout:
@@ -145,119 +145,14 @@ def cross_layer_loss(
         if backend == "reference":
             loss_sum, stats_5 = reference.cross_layer_sums(**terms)
         else:
-            loss_sum, stats_5 = fused.cross_layer_sums(
-                row_slab.sums_and_gradients, **terms, slab_bytes=slab_bytes or row_slab.default_slab_bytes(hidden_NH.device))
+            slab_bytes = slab_bytes or row_slab.default_slab_bytes(hidden_NH.device)
+            states = fused.States.of(hidden_NH, readout_KNH, objective)
+            chosen = backends.choose(backend, states, num_labels, len(lm_head_VH), slab_bytes)
+            loss_sum, stats_5 = fused.cross_layer_sums(chosen, **terms, slab_bytes=slab_bytes)
     if isinstance(num_tokens, Tensor):
         # A float64 count would turn a float32 loss into float64.
         return loss_sum / num_tokens.to(loss_sum), stats_5
     return loss_sum / (num_labels if num_tokens is None else num_tokens), stats_5
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_states(
-    hidden_NH: Tensor, readout_KNH: Tensor | None, lm_head_VH: Tensor, labels_N: Tensor, objective: Objective
-) -> None:
-    _require(hidden_NH.dim() == 2, f"hidden_NH: expected [N, H], got {tuple(hidden_NH.shape)}")
-    num_rows, hidden_size = hidden_NH.shape
-    _require(lm_head_VH.dim() == 2 and lm_head_VH.shape[1] == hidden_size and len(lm_head_VH) > 0,
-             f"lm_head_VH: expected [V, {hidden_size}] with V > 0, got {tuple(lm_head_VH.shape)}; "
-             "under ZeRO-3 it must be gathered first")
-    _require(labels_N.shape == (num_rows,) and labels_N.dtype == torch.int64,
-             f"labels_N: expected int64 [{num_rows}], got {labels_N.dtype} {tuple(labels_N.shape)}")
-    _require(readout_KNH is not None or not objective.needs_readout,
-             "readout_KNH: expected the readout layers' states, got None; only plain SFT "
-             "(beta = distillation_weight = reward_weight = 0) does without")
-    _require(hidden_NH.is_floating_point(), f"hidden_NH: expected a floating dtype, got {hidden_NH.dtype}")
-    if readout_KNH is not None:
-        _require(readout_KNH.dim() == 3 and readout_KNH.shape[1:] == hidden_NH.shape and len(readout_KNH) > 0,
-                 f"readout_KNH: expected [K, {num_rows}, {hidden_size}] with K > 0, got {tuple(readout_KNH.shape)}")
-    for name, tensor in (("readout_KNH", readout_KNH), ("lm_head_VH", lm_head_VH), ("labels_N", labels_N)):
-        if tensor is None:
-            continue
-        _require(tensor.device == hidden_NH.device, f"{name}: expected device {hidden_NH.device}, got {tensor.device}")
-        _require(tensor is labels_N or tensor.dtype == hidden_NH.dtype,
-                 f"{name}: expected hidden_NH's dtype {hidden_NH.dtype}, got {tensor.dtype}")
-
-
-def _check_options(
-    lm_head_VH: Tensor,
-    candidates_V: Tensor | None,
-    num_tokens: float | Tensor | None,
-    new_token_ids_R: Tensor | None,
-    new_token_rows_RH: Tensor | None,
-) -> None:
-    device, (vocab_size, hidden_size) = lm_head_VH.device, lm_head_VH.shape
-    if candidates_V is not None:
-        _require(candidates_V.shape == (vocab_size,) and candidates_V.dtype == torch.bool
-                 and candidates_V.device == device,
-                 f"candidates_V: expected bool [{vocab_size}] on {device}, got {candidates_V.dtype} "
-                 f"{tuple(candidates_V.shape)} on {candidates_V.device}")
-    if isinstance(num_tokens, Tensor):
-        _require(num_tokens.dim() == 0, f"num_tokens: expected a 0-dim tensor, got {tuple(num_tokens.shape)}")
-    elif num_tokens is not None:
-        _require(math.isfinite(num_tokens) and num_tokens >= 0,
-                 f"num_tokens: expected a finite number >= 0, got {num_tokens!r}")
-    _require((new_token_ids_R is None) == (new_token_rows_RH is None),
-             "new_token_ids_R and new_token_rows_RH: expected both or neither")
-    if new_token_ids_R is not None and new_token_rows_RH is not None:
-        _require(new_token_ids_R.dim() == 1 and new_token_ids_R.dtype == torch.int64
-                 and new_token_ids_R.device == device,
-                 f"new_token_ids_R: expected int64 [R] on {device}, got {new_token_ids_R.dtype} "
-                 f"{tuple(new_token_ids_R.shape)} on {new_token_ids_R.device}")
-        expected = (len(new_token_ids_R), hidden_size)
-        _require(new_token_rows_RH.shape == expected and new_token_rows_RH.is_floating_point()
-                 and new_token_rows_RH.device == device,
-                 f"new_token_rows_RH: expected floating {expected} on {device}, got {new_token_rows_RH.dtype} "
-                 f"{tuple(new_token_rows_RH.shape)} on {new_token_rows_RH.device}")
-
-
-def _rewards_on_device(token_rewards: tuple[Tensor, Tensor, Tensor] | None, labels_N: Tensor) -> tuple[Tensor, ...]:
-    if token_rewards is None or len(token_rewards) != 3:
-        raise ValueError("token_rewards: expected (offsets_N1, token_ids_E, values_E), because reward_weight > 0")
-    offsets_N1, token_ids_E, values_E = (part.to(labels_N.device, non_blocking=True) for part in token_rewards)
-    _require(offsets_N1.shape == (len(labels_N) + 1,) and offsets_N1.dtype == torch.int64,
-             f"token_rewards: expected int64 offsets [{len(labels_N) + 1}], one row per row of labels_N (ignored ones "
-             f"included), got {offsets_N1.dtype} {tuple(offsets_N1.shape)}")
-    _require(token_ids_E.dim() == 1 and token_ids_E.dtype == torch.int64 and values_E.shape == token_ids_E.shape
-             and values_E.is_floating_point(),
-             f"token_rewards: expected int64 token ids [E] and floating values [E], got {token_ids_E.dtype} "
-             f"{tuple(token_ids_E.shape)} and {values_E.dtype} {tuple(values_E.shape)}")
-    return offsets_N1, token_ids_E, values_E.detach()
-
-
-def _check_values(
-    labels_N: Tensor,
-    vocab_size: int,
-    candidates_V: Tensor | None,
-    rewards: tuple[Tensor, ...] | None,
-    new_token_ids_R: Tensor | None,
-) -> int:
-    """All checks that must read the device, in one synchronisation. Returns the number of labels."""
-
-    def outside(ids: Tensor) -> Tensor:
-        return (ids < 0) | (ids >= vocab_size)
-
-    kept_N = labels_N != IGNORE_INDEX
-    bad = [(kept_N & outside(labels_N), f"labels_N: expected ids in [0, {vocab_size}) or {IGNORE_INDEX}")]
-    if candidates_V is not None:
-        bad.append((~candidates_V.any(), "candidates_V: expected at least one True"))
-    if rewards is not None:
-        offsets_N1, token_ids_E, values_E = rewards
-        bad += [((offsets_N1[0] != 0) | (offsets_N1[-1] != len(token_ids_E)) | (offsets_N1.diff() < 0).any(),
-                 f"token_rewards: expected offsets that rise from 0 to the number of entries ({len(token_ids_E)})"),
-                (outside(token_ids_E), f"token_rewards: expected token ids in [0, {vocab_size})"),
-                (~(values_E.isfinite() & (values_E >= 0)), "token_rewards: expected finite values >= 0")]
-    if new_token_ids_R is not None:
-        bad += [(outside(new_token_ids_R), f"new_token_ids_R: expected ids in [0, {vocab_size})"),
-                (new_token_ids_R.sort().values.diff() == 0, "new_token_ids_R: expected each id once")]
-    num_labels, *counts = torch.stack([kept_N.sum()] + [flags.sum() for flags, _ in bad]).tolist()
-    for count, (_, message) in zip(counts, bad, strict=True):
-        _require(count == 0, f"{message}; {count} do not fit")
-    return int(num_labels)
 
 
 def _reward_entries(rewards: tuple[Tensor, ...], kept_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """What the fused backends share: the states they project, and gradients that are made in the forward pass.
 
-A backend gets `(states, head, task, grads)`, returns the five sums of `ilrec.ops.STATS` and adds its gradients to `grads`. They are made
-in forward, while the head is at hand (ZeRO-3 gathers it once); backward only scales them, without looking at the head or the device.
+A backend gets `(states, head, task, grads)`, returns the five sums of `ilrec.ops.STATS` and adds its gradients to `grads`. They are
+made in forward, while the head is at hand (ZeRO-3 gathers it once); backward only scales them, and looks at neither head nor device.
 
 Shape letters: N supervised tokens, K readout layers, J students (readout distributions: the ensemble, or each layer),
 H hidden, V vocabulary, R new tokens, E reward entries.
@@ -38,6 +38,10 @@ class States(NamedTuple):
     hidden_NH: Tensor
     readout_KNH: Tensor | None
     per_layer: bool
+
+    @classmethod
+    def of(cls, hidden_NH: Tensor, readout_KNH: Tensor | None, objective: Objective) -> States:
+        return cls(hidden_NH, readout_KNH, objective.distillation_weight > 0 and objective.distillation_target == "per_layer")
 
     @property
     def num_students(self) -> int:
@@ -88,7 +92,7 @@ def cross_layer_sums(
     # Decided here, because inside a Function needs_input_grad is set under no_grad too.
     wanted = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs)
     candidate_ids_C = None if candidates_V is None else candidates_V.nonzero()[:, 0]
-    task = Task(labels_N, objective, candidate_ids_C, rewards, slab_bytes)
+    task = Task(labels_N.contiguous(), objective, candidate_ids_C, rewards, slab_bytes)
     loss_sum, stats_5 = _GradientsInForward.apply(*inputs, ids_R, task, wanted, backend)  # type: ignore[no-untyped-call]
     return loss_sum, stats_5
 
@@ -98,8 +102,7 @@ class _GradientsInForward(torch.autograd.Function):
     def forward(ctx: Any, hidden_NH: Tensor, readout_KNH: Tensor | None, lm_head_VH: Tensor, rows_RH: Tensor | None,
                 ids_R: Tensor | None, task: Task, wanted: tuple[bool, ...], backend: Backend) -> tuple[Tensor, Tensor]:
         objective = task.objective
-        per_layer = objective.distillation_weight > 0 and objective.distillation_target == "per_layer"
-        states = States(hidden_NH, readout_KNH, per_layer)
+        states = States.of(hidden_NH, readout_KNH, objective)
         students = None if readout_KNH is None else readout_KNH[: states.num_students]
         grads = Gradients(*[torch.zeros_like(tensor, dtype=states.dtype, memory_format=torch.contiguous_format)
                             if tensor is not None and want else None

@@ -153,7 +153,8 @@ def project(states_GNH: Tensor, head: Head, student_head: Head | None, room: Ten
         return Logits(logits_GNV[0], logits_GNV[1:], stacked_MV)
     split = num_rows * len(head)
     z_NV = room[:split].view(num_rows, len(head))
-    students_MC = room[split: split + (num_groups - 1) * num_rows * len(student_head)].view(-1, len(student_head))
+    num_student_rows = (num_groups - 1) * num_rows
+    students_MC = room[split: split + num_student_rows * len(student_head)].view(num_student_rows, len(student_head))
     head.project(states_GNH[0], z_NV)
     if len(student_head):
         student_head.project(states_GNH[1:].flatten(0, 1), students_MC)

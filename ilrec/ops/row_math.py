@@ -12,12 +12,15 @@ S negatives of all rows in one flat list, E reward entries.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ilrec.ops.fused import Task
+
+if TYPE_CHECKING:
+    from ilrec.ops import Objective
 
 
 class Negatives(NamedTuple):
@@ -59,12 +62,12 @@ def reduce_rows(
             distillation_N, lse_N = _distil_(z_NC, students_JNC, ensemble_NC, objective.distillation_weight)
     if lse_N is None or task.candidate_ids_C is not None:
         lse_N = _softmax_(z_NV)
-    preference_N, lift_N = _preference(negatives, label_logits_N, lse_N, objective.beta)
-    reward = _reward(negatives, labels_N, label_logits_N, lse_N, rows.start, z_NV.shape[1], task)
+    preference_N, lift_N = preference(negatives, label_logits_N, lse_N, objective.beta)
+    rewards = reward(negatives, labels_N, label_logits_N, lse_N, rows.start, z_NV.shape[1], task)
     if want_gradient:
-        _logit_gradient_(z_NV, negatives, labels_N, lse_N, lift_N, reward, task)
+        _logit_gradient_(z_NV, negatives, labels_N, lse_N, lift_N, rewards, task)
     return torch.stack([
-        preference_N.sum(), distillation_N.sum(), reward.loss_N.sum(),
+        preference_N.sum(), distillation_N.sum(), rewards.loss_N.sum(),
         negatives.counts_N.sum().to(lse_N), (negatives.counts_N == 0).sum().to(lse_N)])
 
 
@@ -73,16 +76,19 @@ def _no_negatives(z_NV: Tensor) -> Negatives:
     return Negatives(nothing, nothing, z_NV.new_zeros(0), z_NV.new_zeros(0), nothing.new_zeros(len(z_NV)))
 
 
+def thresholds(label_logits_N: Tensor, label_ze_N: Tensor, objective: Objective) -> Tensor:
+    """Step 1: kappa."""
+    if objective.threshold == "probability":
+        return label_ze_N + math.log(objective.alpha)
+    return objective.alpha * label_logits_N
+
+
 def _negatives(
     z_NC: Tensor, ze_NC: Tensor, label_logits_N: Tensor, label_ze_N: Tensor, labels_N: Tensor, task: Task
 ) -> Negatives:
     """Step 1: S and w."""
     objective, ids_C = task.objective, task.candidate_ids_C
-    if objective.threshold == "probability":
-        kappa_N = label_ze_N + math.log(objective.alpha)
-    else:
-        kappa_N = objective.alpha * label_logits_N
-    mask_NC = ze_NC >= kappa_N[:, None]
+    mask_NC = ze_NC >= thresholds(label_logits_N, label_ze_N, objective)[:, None]
     if ids_C is None:
         mask_NC.scatter_(1, labels_N[:, None], False)
     else:
@@ -128,7 +134,7 @@ def _penalty(negatives: Negatives, beta: float) -> Tensor:
     return penalty_S.masked_fill_(negatives.logits_S == -math.inf, 0.0)
 
 
-def _preference(negatives: Negatives, label_logits_N: Tensor, lse_N: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def preference(negatives: Negatives, label_logits_N: Tensor, lse_N: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Step 2: the loss [N], and lift = lse' - lse >= 0, exactly 0 where S is empty.
 
     The identity of the module docstring in logarithms, e^d - 1 = e^d (1 - e^-d): a large penalty cannot overflow.
@@ -140,7 +146,7 @@ def _preference(negatives: Negatives, label_logits_N: Tensor, lse_N: Tensor, bet
     return lse_N + lift_N - label_logits_N, lift_N
 
 
-def _reward(
+def reward(
     negatives: Negatives, labels_N: Tensor, label_logits_N: Tensor, lse_N: Tensor, start: int, vocab_size: int, task: Task
 ) -> Reward:
     """Step 4 over S and y: the loss and q."""

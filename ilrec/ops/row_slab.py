@@ -5,7 +5,7 @@ layer and readout rows stacked, so each tile of the head is read once for both),
 gradient in place, and projected back: four products, no recomputation, exact for any number of hard negatives. Low-precision
 input gets float32 logits: rounded ones flip selections.
 
-On CUDA one Triton kernel does what lies between the products (triton_kernels.py); elsewhere PyTorch does (row_math.py).
+On CUDA one Triton kernel does what lies between the products (triton_rows.py); elsewhere PyTorch does (row_math.py).
 Called through `ilrec.ops.cross_layer_loss(..., backend="row_slab")`; `ilrec.ops.reference` is the specification.
 
 Shape letters: N supervised tokens, J students, V vocabulary, C columns of the students (V, or the candidates).
@@ -13,7 +13,7 @@ Shape letters: N supervised tokens, J students, V vocabulary, C columns of the s
 
 from __future__ import annotations
 
-import functools
+import importlib.util
 
 import torch
 from torch import Tensor
@@ -24,21 +24,17 @@ from ilrec.ops.head_gemm import Gradients, Head
 
 # Memory for logits. CPU: measured with H = 576, float32, one core (32 MiB L3), (N, V) = (256, 32,000), (1,024, 32,000),
 # (128, 128,256): 64 MiB is within 15 % of the fastest of 8 to 256 MiB, 32 MiB is up to 40 % slower.
-# CUDA: by arithmetic, not measured: 2 x 780 stacked rows at V = 128,256; an H100's bf16 GEMM is compute-bound above 300.
-SLAB_BYTES = {"cpu": 64 * 2**20, "cuda": 800 * 10**6}
+# CUDA: by arithmetic, not measured: 2 x 620 stacked rows at V = 128,256, and an H100's bfloat16 GEMM is compute-bound above 300; with
+# the gradients of N = 4,096 states of H = 4,096 (0.13 GB), it stays below 0.85 GB.
+SLAB_BYTES = {"cpu": 64 * 2**20, "cuda": 640 * 10**6}
 
 
 def default_slab_bytes(device: torch.device) -> int:
     return SLAB_BYTES.get(device.type, SLAB_BYTES["cuda"])
 
 
-@functools.cache
 def has_triton() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("triton") is not None
 
 
 def uses_kernel(states: States) -> bool:
@@ -74,9 +70,9 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
         if student_head is not None:  # the label need not be a candidate
             label_ze_N = head.label_logits(states_GNH[1:].mean(0), task.labels_N[rows])
         if kernel:
-            from ilrec.ops import triton_kernels
+            from ilrec.ops import triton_rows
 
-            sums_5 += triton_kernels.reduce_rows(logits.z_NV, logits.students_JNC, label_ze_N, position_V, rows, task, want_gradient)
+            sums_5 += triton_rows.reduce_rows(logits.z_NV, logits.students_JNC, label_ze_N, position_V, rows, task, want_gradient)
         else:
             sums_5 += row_math.reduce_rows(logits.z_NV, logits.students_JNC, label_ze_N, rows, task, want_gradient)
         if want_gradient:

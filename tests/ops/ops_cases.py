@@ -23,7 +23,7 @@ Case = dict[str, Any]
 
 
 def make_case(num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, num_layers: int = 3) -> Case:
-    """Random float64 input with labels that the readout finds likely; a third of each row's tokens carries a reward."""
+    """Random float64 input with labels that the readout finds likely; a third of each row's tokens, about 64 at most, has a reward."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -34,7 +34,7 @@ def make_case(num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, nu
     rank = min(2, vocab_size - 1)
     labels = (readout.mean(0) @ head.T).argsort(1, descending=True)[:, rank]
     reward = torch.rand(num_rows, vocab_size, generator=generator, dtype=torch.float64)
-    known = torch.rand(num_rows, vocab_size, generator=generator) < 0.33
+    known = torch.rand(num_rows, vocab_size, generator=generator) < min(0.33, 64 / vocab_size)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), known.sum(1).cumsum(0)])
     return {"hidden_NH": hidden, "readout_KNH": readout, "lm_head_VH": head, "labels_N": labels,
             "token_rewards": (offsets, known.nonzero()[:, 1], reward[known])}
@@ -72,4 +72,28 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def assert_matches_reference(case: Case, goal: Objective, **options: Any) -> dict[str, Tensor]:
     actual = run(case, goal, **options)
     assert_same(actual, run(case, goal, backend="reference"))
+    return actual
+
+
+# What the order of a float32 sum over the vocabulary may cost, relative to the largest entry: 32 eps. A zero is off by 1.
+TOLERANCE = 4e-6
+
+
+def assert_as_exact_as(naive: dict[str, Tensor], actual: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
+    """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; the same negatives."""
+    assert actual.keys() == exact.keys()
+    assert actual["stats"][3:].tolist() == exact["stats"][3:].tolist(), "negatives"
+    for name, value in exact.items():
+        assert actual[name].shape == value.shape, name
+        if value.numel():
+            error, allowed = (actual[name] - value).abs().max(), (naive[name] - value).abs().max() + TOLERANCE * value.abs().max()
+            assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_exact(case: Case, goal: Objective, backend: str, dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Tensor]:
+    """A backend in `dtype` against float64 on the same (rounded) input, bounded by the error of the naive way in `dtype`."""
+    case = case | {name: case[name].to(dtype).double() for name in TRAINED if case.get(name) is not None}
+    exact, naive = run(case, goal, "reference"), run(case, goal, "reference", dtype)
+    actual = run(case, goal, backend, dtype, **options)
+    assert_as_exact_as(naive, actual, exact)
     return actual

@@ -1,0 +1,199 @@
+"""The Triton kernels behind vocab_stream: what happens to a tile of the vocabulary between the matrix products.
+
+`fold_tile` adds a tile of logits to the statistics of each row and lists its hard negatives; `differentiate_tile` turns a tile, made
+anew, into its gradient once the statistics are complete. One program per row, tiles in order: no atomics, bitwise repeatable.
+Logits are float32. The mathematics is that of triton_rows.py, and shared with it (triton_math.py).
+
+Shape letters: N rows, J students, C tokens of the tile, D columns of the students' logits (C, or the candidates among them),
+L length of a list of negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ilrec.ops.fused import Task
+from ilrec.ops.head_gemm import Logits
+from ilrec.ops.triton_math import (
+    ALL_IDS,
+    NOTHING,
+    block_gradient,
+    block_size,
+    fold_block,
+    is_negative,
+    load_students,
+    student_columns,
+    subtract_shares,
+)
+
+NUM_SUMS = tl.constexpr(7)  # of a row beside those of each student: see Statistics.sums_NS
+NUM_ROW_VALUES = tl.constexpr(7)  # see RowValues
+
+
+class Tile(NamedTuple):
+    """Tokens [first, last) of the vocabulary; the students' columns begin at `student_first` of theirs."""
+
+    first: int
+    last: int
+    student_first: int
+
+
+class Statistics(NamedTuple):
+    """Running sums of each row, a sum of e^x as (largest, total): of z, of z over the candidates; the KL's moment; of ze over the
+    negatives; of each student. Then how many negatives there are, and the first L of them: token, z and ze."""
+
+    sums_NS: Tensor
+    count_N: Tensor
+    tokens_NL: Tensor
+    z_NL: Tensor
+    ze_NL: Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, num_students: int, length: int, device: torch.device) -> Statistics:
+        pad = triton.next_power_of_2(max(1, num_students))
+        sums_NS = torch.zeros((num_rows, NUM_SUMS.value + 2 * pad), device=device)
+        sums_NS[:, [0, 2, 5]] = -math.inf
+        sums_NS[:, NUM_SUMS.value: NUM_SUMS.value + pad] = -math.inf
+        return cls(sums_NS, torch.zeros(num_rows, dtype=torch.int32, device=device),
+                   torch.zeros((num_rows, length), dtype=torch.int32, device=device),
+                   torch.full((num_rows, length), -math.inf, device=device), torch.full((num_rows, length), -math.inf, device=device))
+
+    def log_sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """lse of z, of z over the candidates, of ze over the negatives [N], and of each student [N, J padded]."""
+        largest_NJ, total_NJ = self.sums_NS[:, NUM_SUMS.value:].chunk(2, dim=1)
+        sums = self.sums_NS
+        return (sums[:, 0] + sums[:, 1].log(), sums[:, 2] + sums[:, 3].log(), sums[:, 5] + sums[:, 6].log(),
+                largest_NJ + total_NJ.log())
+
+
+class RowValues(NamedTuple):
+    """All that the gradient of a row depends on. values_N7: lse of z, of the teacher and of ze over the negatives, bound, lift, the
+    reward's mass, 1 (0: no gradient for this row). shares_NL: q on the listed negatives, label_shares_N: on the label."""
+
+    values_N7: Tensor
+    last_id_N: Tensor
+    lse_students_NJ: Tensor
+    count_N: Tensor
+    tokens_NL: Tensor
+    shares_NL: Tensor
+    label_shares_N: Tensor
+
+
+def fold_tile(logits: Logits, tile: Tile, position_V: Tensor | None, kappa_N: Tensor, statistics: Statistics, task: Task) -> None:
+    """Adds a tile of logits to `statistics`."""
+    students_JND, flags = _students(logits, position_V, task)
+    _fold_kernel[(len(kappa_N),)](
+        logits.z_NV, students_JND, logits.z_NV if position_V is None else position_V, task.labels_N, kappa_N, *statistics,
+        tile.first, tile.last, tile.student_first, students_JND.stride(1), students_JND.stride(0),
+        LENGTH=statistics.tokens_NL.shape[1], **flags)
+
+
+def differentiate_tile(logits: Logits, tile: Tile, position_V: Tensor | None, row_values: RowValues, task: Task) -> None:
+    """A tile of logits becomes its gradient, in place."""
+    students_JND, flags = _students(logits, position_V, task)
+    objective = task.objective
+    _differentiate_kernel[(len(row_values.count_N),)](
+        logits.z_NV, students_JND, logits.z_NV if position_V is None else position_V, task.labels_N, *row_values,
+        tile.first, tile.last, tile.student_first, students_JND.stride(1), students_JND.stride(0),
+        objective.beta, objective.reward_weight, objective.distillation_weight / len(students_JND),
+        LENGTH=row_values.tokens_NL.shape[1], REWARD=task.rewards is not None, **flags)
+
+
+def _students(logits: Logits, position_V: Tensor | None, task: Task) -> tuple[Tensor, dict[str, int | bool]]:
+    objective, students_JND = task.objective, logits.students_JNC
+    has_students = len(students_JND) > 0
+    if not has_students:  # plain SFT: no term looks at the students, the kernel's loads of them come from cache
+        students_JND = logits.z_NV[None]
+    pad = triton.next_power_of_2(len(students_JND))
+    return students_JND, {
+        "J": len(students_JND), "J_PAD": pad, "NEGATIVES": has_students and objective.needs_negatives,
+        "DISTIL": has_students and objective.distillation_weight > 0, "CANDIDATES": position_V is not None,
+        "BLOCK": block_size(logits.z_NV, logits.z_NV.shape[1], pad), "num_warps": 8}
+
+
+@triton.jit
+def _fold_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, kappa_ptr, sums_ptr, count_ptr, tokens_ptr, list_z_ptr, list_ze_ptr,
+                 first, last, student_first, student_stride, layer_stride,
+                 LENGTH: tl.constexpr, J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr,
+                 CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * (last - first)
+    students_ptr += row * student_stride
+    sums_ptr += row * (NUM_SUMS + 2 * J_PAD)
+    label, kappa = tl.load(labels_ptr + row).to(tl.int32), tl.load(kappa_ptr + row)
+    layers = tl.arange(0, J_PAD)
+    largest, total, largest_t = tl.load(sums_ptr), tl.load(sums_ptr + 1), tl.load(sums_ptr + 2)
+    total_t, moment = tl.load(sums_ptr + 3), tl.load(sums_ptr + 4)
+    largest_n, total_n = tl.load(sums_ptr + 5), tl.load(sums_ptr + 6)
+    largest_j, total_j = tl.load(sums_ptr + NUM_SUMS + layers), tl.load(sums_ptr + NUM_SUMS + J_PAD + layers)
+    count = tl.load(count_ptr + row)
+    for start in range(first, last, BLOCK):
+        tokens = start + tl.arange(0, BLOCK)
+        inside = tokens < last
+        z = tl.load(z_ptr + tokens - first, mask=inside, other=NOTHING)
+        index, known = student_columns(position_ptr, tokens, inside, student_first, CANDIDATES)
+        students, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
+        if NEGATIVES:
+            negative = is_negative(ze, tokens, known, label, kappa, ALL_IDS)
+            place = row * LENGTH + count + tl.cumsum(negative.to(tl.int32), 0) - 1
+            kept = negative & (place < (row + 1) * LENGTH)
+            tl.store(tokens_ptr + place, tokens, mask=kept)
+            tl.store(list_z_ptr + place, z, mask=kept)
+            tl.store(list_ze_ptr + place, ze, mask=kept)
+        (largest, total, largest_t, total_t, moment, largest_j, total_j, count, largest_n, total_n) = fold_block(
+            z, students, ze, known, tokens, label, kappa, largest, total, largest_t, total_t, moment, largest_j, total_j, count,
+            largest_n, total_n, NEGATIVES, DISTIL, CANDIDATES)
+    tl.store(sums_ptr, largest)
+    tl.store(sums_ptr + 1, total)
+    tl.store(sums_ptr + 2, largest_t)
+    tl.store(sums_ptr + 3, total_t)
+    tl.store(sums_ptr + 4, moment)
+    tl.store(sums_ptr + 5, largest_n)
+    tl.store(sums_ptr + 6, total_n)
+    tl.store(sums_ptr + NUM_SUMS + layers, largest_j)
+    tl.store(sums_ptr + NUM_SUMS + J_PAD + layers, total_j)
+    tl.store(count_ptr + row, count)
+
+
+@triton.jit
+def _differentiate_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, values_ptr, last_id_ptr, lse_students_ptr, count_ptr,
+                          tokens_ptr, shares_ptr, label_shares_ptr, first, last, student_first, student_stride, layer_stride,
+                          beta, mu, share,
+                          LENGTH: tl.constexpr, J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr,
+                          DISTIL: tl.constexpr, REWARD: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * (last - first)
+    students_ptr += row * student_stride
+    values_ptr += row * NUM_ROW_VALUES
+    label, last_id = tl.load(labels_ptr + row).to(tl.int32), tl.load(last_id_ptr + row)
+    lse, lse_t, lse_n = tl.load(values_ptr), tl.load(values_ptr + 1), tl.load(values_ptr + 2)
+    bound, lift, mass = tl.load(values_ptr + 3), tl.load(values_ptr + 4), tl.load(values_ptr + 5)
+    active = tl.load(values_ptr + 6) > 0
+    layers = tl.arange(0, J_PAD).to(tl.int64)
+    lse_j = tl.load(lse_students_ptr + row * J_PAD + layers)
+    for start in range(first, last, BLOCK):
+        tokens = start + tl.arange(0, BLOCK)
+        inside = tokens < last
+        z = tl.load(z_ptr + tokens - first, mask=inside, other=NOTHING)
+        index, known = student_columns(position_ptr, tokens, inside, student_first, CANDIDATES)
+        students, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
+        grad, student_grads = block_gradient(
+            z, students, ze, known, tokens, label, bound, last_id, lse, lse_n, lift, mass, lse_t, lse_j, beta, mu, share,
+            NEGATIVES, DISTIL)
+        if REWARD:
+            grad -= tl.where(tokens == label, mu * tl.load(label_shares_ptr + row), 0.0)
+        tl.debug_barrier()  # where a block is narrower than the program, several threads load what one stores
+        tl.store(z_ptr + tokens - first, tl.where(active, grad, 0.0), mask=inside)
+        if DISTIL:
+            tl.store(students_ptr + layers[:, None] * layer_stride + index[None, :], tl.where(active, student_grads, 0.0),
+                     mask=(layers[:, None] < J) & known[None, :])
+    if REWARD:
+        if active:
+            begin = row * LENGTH
+            subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, begin + tl.load(count_ptr + row), first, last, mu, LENGTH)
