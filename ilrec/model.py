@@ -1,26 +1,22 @@
 """The causal LM that returns the ILRec loss: base model, LoRA, new tokens, readout layers.
 
-`attach_objective` gives a Hugging Face model a forward that ends in the vocabulary operation (method.md, steps 1 to 4). The
-operation runs inside the LM head's own `__call__`, so that ZeRO-3's module hooks gather the head for it, once, on
-every rank, also on one whose micro-batch has no supervised token.
+`attach_objective` gives a Hugging Face model a forward that ends in the vocabulary operation (method.md, steps 1 to 4), called
+on every rank, also on one whose micro-batch has no supervised token. The head is vocabulary_head.py's.
 
-Shapes: B batch, T sequence, N supervised tokens, K readout layers, H hidden, V vocabulary, R trained token rows.
+Shapes: B batch, T sequence, N supervised tokens, K readout layers, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.trainable_tokens import TrainableTokensLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
@@ -28,39 +24,20 @@ from transformers.utils import ModelOutput
 from ilrec.config import ModelConfig, ObjectiveConfig
 from ilrec.errors import InputError
 from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss
-
-# Config fields under which "the mean of the layers' logits is one projection of the mean state" does not hold (method.md,
-# Notation), or the head is scaled outside the projection: Gemma 2, Cohere, Granite.
-UNSUPPORTED_CONFIG = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+from ilrec.vocabulary_head import prepare_heads, prepared_head
 
 
 @dataclass
 class CrossLayerOutput(ModelOutput):
-    """loss: scalar. stats_5: sums over this rank's supervised tokens, in the order of `ilrec.ops.STATS`."""
+    """loss: scalar. stats_5: sums over this rank's supervised tokens, in the order of `ilrec.ops.STATS`.
+
+    nonfinite_K2: int64, still on the device: in how many of this rank's supervised tokens the state of the last layer, of
+    layer L - 1, ... and of layer L - K has a NaN or inf, and last whether the loss is one (0 or 1).
+    """
 
     loss: Tensor | None = None
     stats_5: Tensor | None = None
-
-
-class CrossLayerLinear(nn.Linear):
-    """The LM head; given `compute`, it hands its weight to the vocabulary operation instead of projecting."""
-
-    def forward(self, hidden: Tensor, readout: Tensor | None = None, compute: Callable | None = None) -> Any:
-        if compute is None:
-            return super().forward(hidden)
-        return compute(hidden, readout, self.weight)
-
-
-class CrossLayerTokenRows(TrainableTokensLayer):
-    """The LM head under peft's trainable token rows: the operation gets the frozen head and the trained rows apart."""
-
-    def forward(self, hidden: Tensor, readout: Tensor | None = None, compute: Callable | None = None) -> Any:
-        if compute is None:
-            return super().forward(hidden)
-        adapter = self.active_adapters[0]
-        ids_R = torch.tensor(self.token_indices[adapter], device=hidden.device)
-        rows_RH = self.trainable_tokens_delta[adapter]
-        return compute(hidden, readout, self.base_layer.weight, new_token_ids_R=ids_R, new_token_rows_RH=rows_RH)
+    nonfinite_K2: Tensor | None = None
 
 
 class CrossLayerMixin:
@@ -106,8 +83,8 @@ class CrossLayerMixin:
             _vocabulary_loss, labels_N=labels[:, 1:][supervised_BT], objective=self._vocabulary_objective,
             candidates_V=self.item_token_mask_V, token_rewards=token_rewards, num_tokens=num_items_in_batch,
             backend=self._objective.backend, slab_bytes=self._objective.slab_mib * 2**20 or None)
-        loss, stats_5 = vocabulary_head(self)(hidden_NH, readout_KNH, compute)
-        return CrossLayerOutput(loss=loss, stats_5=stats_5)
+        loss, stats_5 = prepared_head(self)(hidden_NH, readout_KNH, compute)
+        return CrossLayerOutput(loss=loss, stats_5=stats_5, nonfinite_K2=_count_nonfinite(hidden_NH, readout_KNH, loss))
 
     def _readout(self, hidden_states: tuple[Tensor, ...], supervised_BT: Tensor) -> Tensor:
         """FinalNorm(h^{L-k}) for k = 1..K at the supervised positions (method.md, Notation): [K, N, H].
@@ -124,8 +101,20 @@ class CrossLayerMixin:
 
 
 def _vocabulary_loss(hidden_NH: Tensor, readout_KNH: Tensor | None, lm_head_VH: Tensor, **kwargs: Any) -> Any:
+    """The states go to the head's dtype, not the head to theirs (modules kept in float32, autocast): no copy of size V x H."""
     labels_N = kwargs.pop("labels_N")
-    return cross_layer_loss(hidden_NH, readout_KNH, lm_head_VH, labels_N, **kwargs)
+    if readout_KNH is not None:
+        readout_KNH = readout_KNH.to(lm_head_VH.dtype)
+    return cross_layer_loss(hidden_NH.to(lm_head_VH.dtype), readout_KNH, lm_head_VH, labels_N, **kwargs)
+
+
+@torch.no_grad()
+def _count_nonfinite(hidden_NH: Tensor, readout_KNH: Tensor | None, loss: Tensor) -> Tensor:
+    """CrossLayerOutput.nonfinite_K2."""
+    layers = [hidden_NH[None]] if readout_KNH is None else [hidden_NH[None], readout_KNH]
+    # A row's largest magnitude is NaN or inf exactly where the row holds one; unlike isfinite() it needs no K x N x H mask.
+    rows = [torch.linalg.vector_norm(states_KNH, torch.inf, dim=-1).isfinite().logical_not().sum(-1) for states_KNH in layers]
+    return torch.cat([*rows, loss.isfinite().logical_not().to(torch.int64)[None]])
 
 
 @contextlib.contextmanager
@@ -141,22 +130,11 @@ def _held_fixed(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def vocabulary_head(model: PreTrainedModel | CrossLayerMixin) -> nn.Module:
-    """The module whose call is the effective head, below peft's wrappers."""
-    head = model.get_output_embeddings()  # type: ignore[union-attr]
-    if isinstance(head, TrainableTokensWrapper):
-        return head.token_adapter
-    if isinstance(head, ModulesToSaveWrapper):
-        return head.modules_to_save[head.active_adapters[0]]
-    return head
-
-
 def attach_objective(model: PreTrainedModel | PeftModel, objective: ObjectiveConfig, item_token_ids: list[int]) -> None:
     """Make the model's forward return the ILRec loss, in place. InputError for a model it would be wrong for."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    _check_supported(base, objective)
-    head = vocabulary_head(base)
-    head.__class__ = CrossLayerTokenRows if isinstance(head, TrainableTokensLayer) else CrossLayerLinear
+    _check_decoder(base, objective)
+    prepare_heads(base)
     # A subclass made here, under the model's own name: save_pretrained records the class's name as the architecture.
     cls = base.__class__
     base.__class__ = type(cls.__name__, (CrossLayerMixin, cls), {"__module__": cls.__module__})
@@ -168,27 +146,15 @@ def vocabulary_rows(model: Any) -> int:
     return model.config.get_text_config().vocab_size
 
 
-def _check_supported(model: PreTrainedModel, objective: ObjectiveConfig) -> None:
+def _check_decoder(model: PreTrainedModel, objective: ObjectiveConfig) -> None:
     name = model.config.name_or_path or type(model).__name__
-    for field, neutral in UNSUPPORTED_CONFIG.items():
-        value = getattr(model.config, field, neutral)
-        if value != neutral:
-            raise InputError(f"{name}: {field} = {value}: the readout layers' mean is not one projection of this head; "
-                             "use a Llama-like model without it")
     decoder: Any = model.get_decoder()  # type: ignore[operator]
-    head: Any = vocabulary_head(model)
     if not hasattr(decoder, "norm") or not hasattr(decoder, "layers"):
         raise InputError(f"{name}: {type(model).__name__} has no decoder with `layers` and `norm`; "
                          "use a Llama-like model (Llama, Qwen2, Qwen3, Mistral, SmolLM2)")
     if objective.uses_readout and objective.num_readout_layers >= len(decoder.layers):
         raise InputError(f"num_readout_layers: expected fewer than the {len(decoder.layers)} layers of {name}, "
                          f"got {objective.num_readout_layers}")
-    if isinstance(head, BaseTunerLayer) and not isinstance(head, TrainableTokensLayer):
-        raise InputError(f"{name}: the LM head carries a {type(head).__name__} adapter, which the vocabulary operation cannot "
-                         "see; leave lm_head out of lora_target_modules (modules_to_save and token rows work)")
-    weight = head.base_layer.weight if isinstance(head, TrainableTokensLayer) else head.weight
-    if not weight.is_floating_point() or getattr(head, "bias", None) is not None:  # type: ignore[operator]
-        raise InputError(f"{name}: a quantised or biased LM head is not supported; load the model in bfloat16 or float32")
 
 
 def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

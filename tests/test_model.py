@@ -1,48 +1,14 @@
-"""The model whose forward is the objective: equal to stock SFT without weights, refusals, token rows, checkpointing."""
-
-import copy
+"""The model whose forward is the objective: equal to stock SFT without weights, readout, token rows, checkpointing."""
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from tiny_models import NEW_TOKENS, arguments, batch, samples, tiny_llama
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer
 
 from ilrec.config import ModelConfig, ObjectiveConfig
 from ilrec.errors import InputError
 from ilrec.model import add_adapter, attach_objective, load_adapter
 from ilrec.training.trainer import ILRecTrainer
-
-NEW_TOKENS = [60, 61, 62, 63]
-
-
-def tiny_llama(tied: bool = False, **fields) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-                                        vocab_size=64, tie_word_embeddings=tied, initializer_range=0.1, **fields))
-
-
-def samples(num: int) -> list[dict]:
-    """Sequences of 12 tokens with 2 to 6 supervised ones, so that micro-batches differ in their token counts."""
-    generator = torch.Generator().manual_seed(1)
-    made = []
-    for i in range(num):
-        ids = torch.randint(0, 64, (12,), generator=generator)
-        labels = ids.clone()
-        labels[: 6 + i % 5] = -100
-        made.append({"input_ids": ids, "attention_mask": torch.ones(12, dtype=torch.int64), "labels": labels})
-    return made
-
-
-def batch(num: int = 4) -> dict:
-    rows = samples(num)
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def arguments(output_dir, **fields) -> TrainingArguments:
-    fields = {"per_device_train_batch_size": 4, "max_steps": 20, "learning_rate": 1e-3, "logging_steps": 1, "seed": 0,
-              "prediction_loss_only": True, "label_names": ["labels"], **fields}
-    return TrainingArguments(output_dir=str(output_dir), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
-                             remove_unused_columns=False, **fields)
 
 
 def losses(trainer: Trainer) -> list[float]:
@@ -184,29 +150,31 @@ def test_candidates_limit_the_negatives():
     assert 0 < outputs.stats_5[3] <= 3 * num_tokens
 
 
-def test_refusals():
+def test_too_few_layers_to_read_out():
     with pytest.raises(InputError, match="num_readout_layers: expected fewer than the 4 layers"):
         attach_objective(tiny_llama(), ObjectiveConfig(beta=0.1, num_readout_layers=4), [])
-    capped = tiny_llama()
-    capped.config.final_logit_softcapping = 30.0
-    with pytest.raises(InputError, match="final_logit_softcapping = 30.0"):
-        attach_objective(capped, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
-    wrapped = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"]))
-    with pytest.raises(InputError, match="LM head carries a Linear adapter"):
-        attach_objective(wrapped, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
 
 
-def test_modules_to_save_head_is_the_effective_head():
-    """A head trained in full beside LoRA: the loss must see the trained copy, not the frozen original."""
-    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"]))
-    attach_objective(model, ObjectiveConfig(), [])
-    head = model.get_base_model().lm_head
+def test_nonfinite_states_are_counted_at_the_supervised_tokens():
+    """Layer L - 1 spoils three tokens, of which two are supervised; L - 2 below it stays finite."""
+    model = tiny_llama()
+    factor = torch.ones(12, 1)
+    model.model.layers[2].register_forward_hook(lambda module, args, output: output * factor)
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
+    inputs = {name: rows[:1].clone() for name, rows in batch().items()}
+    inputs["labels"][:, :10] = -100  # what is left is read at positions 9 and 10
+    assert model(**inputs).nonfinite_K2.tolist() == [0, 0, 0, 0]
+    for value in (float("nan"), float("inf"), -float("inf")):
+        factor[8:11] = value
+        assert model(**inputs).nonfinite_K2.tolist() == [2, 2, 0, 1]
+
+
+def test_nonfinite_loss_is_counted_apart():
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
     with torch.no_grad():
-        head.modules_to_save["default"].weight.mul_(1.5)
-    inputs = batch()
-    logits = copy.deepcopy(model)(input_ids=inputs["input_ids"]).logits[:, :-1].flatten(0, 1)
-    expected = torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten(), ignore_index=-100)
-    torch.testing.assert_close(model(**inputs).loss, expected)
+        model.lm_head.weight[5, 3] = float("nan")
+    assert model(**batch()).nonfinite_K2.tolist() == [0, 0, 0, 1]
 
 
 def test_saved_model_names_its_own_architecture(tmp_path):

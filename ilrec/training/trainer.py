@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.collaborative.token_reward import token_rewards
+from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.ops import IGNORE_INDEX, STATS
 from ilrec.training.resume import COMPLETE
@@ -47,12 +48,21 @@ class ILRecTrainer(Trainer):
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: Tensor | int | None = None) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        self._require_finite(outputs.nonfinite_K2, model.training)
         if model.training:
             num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().to(outputs.stats_5.dtype)
             sums = torch.cat([outputs.stats_5, num_tokens[None]])
             self._sums = sums if self._sums is None else self._sums + sums
         # Evaluation asks for outputs to gather predictions from; the loss is all there is.
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
+
+    def _require_finite(self, nonfinite_K2: Tensor, training: bool) -> None:
+        """InputError on all ranks alike, before any gradient of it is used. Every rank calls it for every micro-batch: it gathers."""
+        counts_WK2 = self.accelerator.gather(nonfinite_K2[None]).tolist()
+        if any(map(any, counts_WK2)):
+            step = self.state.global_step
+            when = f"step {step + 1}" if training else f"evaluation after step {step}"
+            raise InputError(f"{when}: {_describe_nonfinite(counts_WK2)}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called on all ranks at the same steps, so that the sums may be reduced here."""
@@ -65,6 +75,23 @@ class ILRecTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             check_saved(output_dir or str(self.args.output_dir))
+
+
+def _describe_nonfinite(counts_WK2: list[list[int]]) -> str:
+    """What is NaN or inf, on which rank, and the mend; the lowest layer first, because what goes wrong there goes on upwards."""
+    num_readout_layers = len(counts_WK2[0]) - 2
+    names = ["last layer's hidden states", *(f"readout layer L-{k}'s hidden states" for k in range(1, num_readout_layers + 1))]
+    found = []
+    for layer in range(num_readout_layers, -1, -1):
+        tokens = {rank: counts[layer] for rank, counts in enumerate(counts_WK2) if counts[layer]}
+        if tokens:
+            found.append(f"{names[layer]} ({', '.join(f'rank {rank}: {count} tokens' for rank, count in tokens.items())})")
+    if found:
+        return (f"NaN or inf in {'; '.join(found)}. Lower learning_rate or max_grad_norm, set dtype: bfloat16 if it is float16, "
+                "and check that the model or checkpoint started from has none in its weights")
+    ranks = ", ".join(f"rank {rank}" for rank, counts in enumerate(counts_WK2) if counts[-1])
+    return (f"the loss is NaN or inf ({ranks}) though the hidden states are finite. Check the LM head and the new tokens' rows "
+            "of the model or checkpoint started from, lower learning_rate, and set dtype: bfloat16 if it is float16")
 
 
 def _means(sums: Tensor) -> dict[str, float]:

@@ -1,0 +1,102 @@
+"""Run by test_gathers.py on two ZeRO-3 ranks: how often the LM head is gathered in every micro-step, as JSON, one file per rank."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from ilrec.config import ModelConfig, ObjectiveConfig
+from ilrec.model import add_adapter, attach_objective
+from ilrec.training import zero3
+from ilrec.training.trainer import ILRecTrainer
+from ilrec.vocabulary_head import effective_head
+
+OBJECTIVE = ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2)
+
+
+class CountingTrainer(ILRecTrainer):
+    """Counts every all-gather that brings the head's weight from its shards: in a micro-step's forward, and from there to the next."""
+
+    head: torch.nn.Parameter | None = None
+
+    def compute_loss(self, model, *args, **kwargs):
+        if self.head is None:
+            self.watch(model)
+        num_tokens = int((args[0]["labels"] != -100).sum())
+        self.micro_steps.append({"training": model.training, "num_tokens": num_tokens, "held": len(self.head) > 0,
+                                 "forward": 0, "backward": 0})
+        self.phase = "forward"
+        loss = super().compute_loss(model, *args, **kwargs)
+        self.phase = "backward"
+        return loss
+
+    def watch(self, model) -> None:
+        """ZeRO-3 gathers by these two methods of a parameter, which take a list of any parameters."""
+        self.micro_steps: list[dict] = []
+        layer = effective_head(self.model)
+        self.head = getattr(layer, "base_layer", layer).weight
+        for parameter in model.parameters():
+            for name in ("all_gather", "all_gather_coalesced"):
+                setattr(parameter, name, self.counted(parameter, getattr(parameter, name)))
+
+    def counted(self, parameter, gather):
+        def wrapper(param_list=None, *args, **kwargs):
+            listed = [parameter] if param_list is None else list(param_list)
+            if any(p is self.head for p in listed) and len(self.head) == 0:
+                self.micro_steps[-1][self.phase] += 1
+            return gather(listed, *args, **kwargs)
+
+        return wrapper
+
+
+def make_model(trained: str) -> torch.nn.Module:
+    """trained: `all` parameters, `lora` beside a frozen head, or `rows` of new tokens in that head as well."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+                                         vocab_size=64, initializer_range=0.1))
+    if trained != "all":
+        model = add_adapter(model, ModelConfig(lora_rank=4), [60, 61] if trained == "rows" else [])
+    attach_objective(model, OBJECTIVE, [])
+    zero3.register_token_rows(model)
+    return model
+
+
+def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Samples are numbered; the odd ones have no supervised token."""
+    generator = torch.Generator().manual_seed(samples[0]["number"])
+    ids = torch.randint(0, 64, (1, 8), generator=generator)
+    labels = ids if samples[0]["number"] % 2 == 0 else torch.full_like(ids, -100)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def run(trained: str, keep: str, directory: Path) -> list[dict]:
+    """Two optimizer steps of two micro-steps, each followed by an evaluation of two; rank 1's samples are the odd ones."""
+    ds_config = json.loads((Path("ds_configs") / "zero3_cpu.json").read_text())
+    ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if keep == "nothing":
+        ds_config["zero_optimization"] |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+    arguments = TrainingArguments(
+        output_dir=str(directory), deepspeed=ds_config, use_cpu=True, max_steps=2, gradient_accumulation_steps=2, logging_steps=1,
+        per_device_train_batch_size=1, per_device_eval_batch_size=1, eval_strategy="steps", eval_steps=1, report_to=[],
+        save_strategy="no", remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"], learning_rate=1e-3)
+    zero3.prepare_sharded_loading()
+    samples = [{"number": i} for i in range(8)]
+    trainer = CountingTrainer(model=make_model(trained), args=arguments, train_dataset=samples, eval_dataset=samples[:4],
+                              data_collator=collate)
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(samples)
+    trainer.train()
+    return trainer.micro_steps
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--output", type=Path, required=True)
+parser.add_argument("--local_rank", type=int)
+parsed = parser.parse_args()
+counts = [{"trained": trained, "keep": keep, "micro_steps": run(trained, keep, parsed.output / "run")}
+          for trained in ("all", "lora", "rows") for keep in ("default", "nothing")]
+(parsed.output / f"rank{parsed.local_rank}.json").write_text(json.dumps(counts))
