@@ -45,6 +45,7 @@ from ilrec.entry import environment, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter
+from ilrec.ops.backends import why_unavailable
 from ilrec.training import zero3
 from ilrec.training.resume import find_checkpoint
 from ilrec.training.trainer import ILRecTrainer, RewardCollator
@@ -168,6 +169,9 @@ def train(argv: list[str]) -> None:
     if not is_materialised(config.model):
         find_model(config.model.model)  # a wrong path is said before anything starts
     arguments = training_arguments(config, ds_config)
+    unavailable = why_unavailable(config.objective.backend, arguments.device, torch.float32)
+    if unavailable:
+        raise InputError(f"backend: {unavailable}")
     zero3.prepare_sharded_loading()
     if arguments.process_index == 0:
         write_run_directory(config, ds_config, argv)
