@@ -132,6 +132,13 @@ def test_refusals(data, base, tmp_path, sasrec):
     assert not (tmp_path / "a").exists() and not (tmp_path / "d").exists()
 
 
+def test_a_backend_that_cannot_run_here_is_refused(data, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("ilrec.ops.row_slab.has_triton", lambda: False)
+    with pytest.raises(InputError, match="backend: vocab_stream needs triton, which is not installed; .*use backend auto or row_slab"):
+        run("stage1", data, tmp_path / "a", model=base, backend="vocab_stream")
+    assert not (tmp_path / "a").exists()
+
+
 def test_init_names_its_unknown_field(data, tmp_path):
     with pytest.raises(InputError, match="init: unknown field 'hiden_size'"):
         run("quickstart", data, tmp_path / "x", init="{hiden_size: 4}")
