@@ -72,6 +72,8 @@ class DataConfig:
     item_format: str = setting("semantic_id", "what is generated: semantic_id (LC-Rec style) or title (BIGRec style)")
     semantic_ids: str = setting("", "semantic-ID index file; empty: the *.index.json in the data directory")
     k_core: int = setting(5, "RecBole files only: keep users and items with at least this many interactions")
+    supervision: str = setting("last_item", "last_item: one sample per prefix of a history; every_item: one per user, the loss on "
+                               "every item after the first")
     max_history_items: int = setting(20, "at most this many past items in a prompt, the newest ones")
     max_length: int = setting(512, "tokens of prompt and response; a longer history loses its oldest items")
     prompt_prefix: str | None = setting(None, "text before the history; null: the format's own")
@@ -80,6 +82,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _one_of("item_format", self.item_format, ("semantic_id", "title"))
+        _one_of("supervision", self.supervision, ("last_item", "every_item"))
+        _require(self.supervision == "last_item" or not self.prompt_suffix, "prompt_suffix", self.prompt_suffix,
+                 "none under supervision: every_item, where a target follows each item; use prompt_prefix")
         _require(self.k_core >= 0, "k_core", self.k_core, "0 (no filter) or more")
         _require(self.max_history_items > 0, "max_history_items", self.max_history_items, "a positive number")
         _require(self.max_length > 0, "max_length", self.max_length, "a positive number of tokens")

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from ilrec.base_model import (
 )
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config import TrainConfig, load_config, parse_overrides, write_text, write_yaml
-from ilrec.data.samples import EvaluationSamples, TrainingCollator, TrainingSamples
+from ilrec.data.samples import EvaluationSamples, TrainingCollator
 from ilrec.data.task import RecommendationTask, item_trie, load_task
 from ilrec.entry import environment, run_entry, world_size
 from ilrec.errors import InputError
@@ -150,7 +151,7 @@ def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationT
         write_yaml(final / "ilrec.yaml", config)
 
 
-def log_sizes(model: torch.nn.Module, samples: TrainingSamples, task: RecommendationTask) -> None:
+def log_sizes(model: torch.nn.Module, samples: Sized, task: RecommendationTask) -> None:
     def count(trainable_only: bool) -> int:
         return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad or not trainable_only)
 
@@ -184,7 +185,7 @@ def train(argv: list[str]) -> None:
     trie = item_trie(builder)
     collator = make_collator(config, tokenizer, task, trie)
     model = load_model(config, source, tokenizer, item_tokens, trie.item_token_ids().tolist())
-    samples = TrainingSamples(task.dataset, builder)
+    samples = task.training_samples(builder)
     log_sizes(model, samples, task)
     validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
     trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import INIT, ROOT
+from conftest import INIT, NUM_USERS, ROOT
 
 from ilrec import train as train_module
 from ilrec.base_model import find_model, load_base, load_tokenizer
@@ -17,6 +17,7 @@ from ilrec.data.samples import TrainingCollator
 from ilrec.data.task import load_task
 from ilrec.errors import InputError
 from ilrec.model import add_item_tokens, attach_objective, load_adapter
+from ilrec.rank import main as rank_main
 from ilrec.train import train
 from ilrec.training.resume import COMPLETE
 
@@ -52,6 +53,16 @@ def test_every_recipe_runs(recipe, data, base, tmp_path, sasrec):
     assert any(line["negatives/per_token"] > 0 for line in lines)
     assert (lines[0]["loss/distillation"] > 0) == (recipe in ("stage2", "joint"))
     assert (final / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("item_format", ["semantic_id", "title"])
+def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
+    """The same recipe and reward on windows: as many tokens are learnt per sample as the windows have; ranking follows by itself."""
+    final = run("stage1", data, tmp_path / "run", model=base, reward_weight=0.2, sasrec=sasrec, supervision="every_item",
+                item_format=item_format)
+    assert all(line["loss/reward"] > 0 and line["loss/preference"] > 0 for line in logged(tmp_path / "run"))
+    rank_main(["--model", str(final), "--num_beams", "5"])
+    assert json.loads((final / "ranking.json").read_text())["protocol"]["num_users"] == NUM_USERS
 
 
 def test_from_scratch_with_all_parameters(data, tmp_path):

@@ -1,13 +1,16 @@
 """Histories -> token ids: tokenised samples for training and ranking, and their collators.
 
 A sample is prompt_ids(history) + response_ids(target) in training and in ranking alike, token for token. Every piece of
-text is tokenised once, when the builder is made; a sample only joins lists of ids.
+text is tokenised once, when the builder is made; a sample only joins lists of ids. Under `supervision: every_item` one sample has
+several targets (windows.py): what separates two items then also follows the last of a prompt, so that a prompt is the
+beginning of a longer one.
 
 Shapes: B batch, T sequence (padded), U longest history of the batch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,26 +32,33 @@ class SampleBuilder:
     """Renders histories and items as token ids for one tokenizer. The tokenizer must know prompt.new_tokens() already.
 
     max_length: tokens of prompt and longest response; a history that does not fit loses its oldest items.
+    every_item: an item is followed by the separator alone, or by the end token and the separator where one item's tokens begin
+    another's; there is no suffix.
     Raises InputError where the tokenizer lacks a token, or a history of one item may not fit.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, num_items: int, max_length: int,
-                 max_history_items: int) -> None:
+                 max_history_items: int, every_item: bool) -> None:
         _check_known(tokenizer, prompt.new_tokens())
         texts = [prompt.prefix, prompt.separator, prompt.suffix, *(prompt.item_text(item) for item in range(num_items))]
         prefix, self.separator, self.suffix, *self.item_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         self.prefix = _leading_bos(tokenizer) + prefix
         self.end = [tokenizer.eos_token_id]
+        if every_item:
+            self.end = self.end if _one_begins_another(self.item_ids) else []
+            self.separator = self.suffix = self.end + self.separator
         self.max_history_items = max_history_items
         longest = max(len(ids) for ids in self.item_ids)
         num_fixed = len(self.prefix) + len(self.suffix) + longest + len(self.end)
         self.num_history_tokens = max_length - num_fixed
+        # Each item with what follows it; nothing follows the last.
+        self.num_window_tokens = max_length - len(self.prefix) + len(self.separator) - len(self.end)
         if self.num_history_tokens < longest:
             raise InputError(f"max_length: {max_length} tokens cannot hold the prompt, one item of history and a "
                              f"response; expected at least {num_fixed + longest} (longest item: {longest} tokens)")
 
     def response_ids(self, item: int) -> list[int]:
-        """The item's tokens and the end token."""
+        """The item's tokens and the end token, where there is one."""
         return self.item_ids[item] + self.end
 
     def response_sequences(self) -> list[list[int]]:
@@ -69,10 +79,28 @@ class SampleBuilder:
         return ids + self.suffix
 
     def sample(self, history: Sequence[int] | np.ndarray, target: int) -> dict[str, Any]:
-        """input_ids and labels (IGNORE_INDEX on the prompt), lists of equal length; whole history and target."""
+        """input_ids and labels (IGNORE_INDEX on the prompt), lists of equal length. items: whole history and target."""
         prompt, response = self.prompt_ids(history), self.response_ids(target)
         return {"input_ids": prompt + response, "labels": [IGNORE_INDEX] * len(prompt) + response,
-                "history_items": history, "target_item": target}
+                "items": [*history, target], "num_targets": 1}
+
+    def window(self, sequence: Sequence[int] | np.ndarray, begin: int, first: int, end: int) -> dict[str, Any]:
+        """Under every_item: items [begin, end) of a user, of which [first, end) are targets. items: all of the user's up to `end`."""
+        ids, labels = list(self.prefix), [IGNORE_INDEX] * len(self.prefix)
+        for place in range(begin, end):
+            if place > begin:
+                between = self.separator[len(self.end):]
+                ids, labels = ids + between, labels + [IGNORE_INDEX] * len(between)
+            response = self.response_ids(sequence[place])
+            ids += response
+            labels += response if place >= first else [IGNORE_INDEX] * len(response)
+        return {"input_ids": ids, "labels": labels, "items": sequence[:end], "num_targets": end - first}
+
+
+def _one_begins_another(sequences: Sequence[list[int]]) -> bool:
+    """Whether a sequence is the beginning of a longer one. In lexicographic order such a pair has one side by side."""
+    ordered = sorted(sequences)
+    return any(len(shorter) < len(longer) and longer[: len(shorter)] == shorter for shorter, longer in itertools.pairwise(ordered))
 
 
 def _check_known(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
@@ -89,15 +117,19 @@ def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
+def require_targets(dataset: InteractionDataset, num_samples: int) -> None:
+    if num_samples == 0:
+        raise InputError(f"{dataset.name}: nothing to train on: every user's last two items are held out and at "
+                         "most one is left; expected some users with four items or more")
+
+
 class TrainingSamples(Dataset):
-    """Each item of a training sequence but the first is a target once. Samples are rendered when they are asked for."""
+    """`supervision: last_item`: one sample for each item of a training sequence but the first. Rendered when asked for."""
 
     def __init__(self, dataset: InteractionDataset, builder: SampleBuilder) -> None:
         self.sequences, self.builder = dataset.training_sequences(), builder
         self.ends = np.cumsum([max(len(sequence) - 1, 0) for sequence in self.sequences])
-        if self.ends[-1] == 0:
-            raise InputError(f"{dataset.name}: nothing to train on: every user's last two items are held out and at "
-                             "most one is left; expected some users with four items or more")
+        require_targets(dataset, int(self.ends[-1]))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -154,7 +186,7 @@ class PromptCollator:
         prompts = [sample["input_ids"][:sample["labels"].count(IGNORE_INDEX)] for sample in samples]
         return {"input_ids": _padded(prompts, self.pad_token_id, left=True),
                 "attention_mask": _padded(([1] * len(ids) for ids in prompts), 0, left=True),
-                "target_item": torch.tensor([sample["target_item"] for sample in samples])}
+                "target_item": torch.tensor([sample["items"][-1] for sample in samples])}
 
 
 def _padded(rows: Iterable[Sequence[int] | np.ndarray], value: int, left: bool) -> Tensor:

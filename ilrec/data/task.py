@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ilrec.config import DataConfig
 from ilrec.data.interactions import InteractionDataset, read_interactions
 from ilrec.data.prompts import Prompt, SemanticIdPrompt, TitlePrompt, Wording
-from ilrec.data.samples import SampleBuilder
+from ilrec.data.samples import SampleBuilder, TrainingSamples
+from ilrec.data.windows import TrainingWindows
 from ilrec.errors import InputError
 from ilrec.items.semantic_ids import read_semantic_ids, resolve_collisions, write_semantic_ids
 from ilrec.items.trie import ItemTrie
@@ -32,8 +34,12 @@ class RecommendationTask:
     semantic_ids: list[tuple[str, ...]] | None
 
     def sample_builder(self, tokenizer: PreTrainedTokenizerBase) -> SampleBuilder:
-        return SampleBuilder(tokenizer, self.prompt, self.dataset.num_items,
-                             self.config.max_length, self.config.max_history_items)
+        return SampleBuilder(tokenizer, self.prompt, self.dataset.num_items, self.config.max_length,
+                             self.config.max_history_items, every_item=self.config.supervision == "every_item")
+
+    def training_samples(self, builder: SampleBuilder) -> TrainingSamples | TrainingWindows:
+        samples: Any = {"last_item": TrainingSamples, "every_item": TrainingWindows}[self.config.supervision]
+        return samples(self.dataset, builder)
 
     def write_item_index(self, path: str | Path) -> None:
         """The semantic IDs that the model was trained with, so that ranking does not depend on the data directory's."""

@@ -32,8 +32,10 @@ class RewardCollator:
 
     def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
         batch: dict[str, Any] = self.collate(samples)
-        probabilities_BI = self.sasrec.item_probabilities([sample["history_items"] for sample in samples])
-        batch["token_rewards"] = token_rewards(probabilities_BI, [sample["target_item"] for sample in samples], self.trie)
+        targets = [(sample["items"], place) for sample in samples
+                   for place in range(len(sample["items"]) - sample["num_targets"], len(sample["items"]))]
+        probabilities_BI = self.sasrec.item_probabilities([items[:place] for items, place in targets])
+        batch["token_rewards"] = token_rewards(probabilities_BI, [int(items[place]) for items, place in targets], self.trie)
         return batch
 
 

@@ -34,9 +34,10 @@ def make_tokenizer(with_bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
 
 
-def make_builder(max_length: int = 64, max_history_items: int = 20, with_bos: bool = False) -> SampleBuilder:
+def make_builder(max_length: int = 64, max_history_items: int = 20, with_bos: bool = False,
+                 every_item: bool = False) -> SampleBuilder:
     prompt = TitlePrompt(TITLES, WORDING)
-    return SampleBuilder(make_tokenizer(with_bos), prompt, len(TITLES), max_length, max_history_items)
+    return SampleBuilder(make_tokenizer(with_bos), prompt, len(TITLES), max_length, max_history_items, every_item)
 
 
 def make_dataset() -> InteractionDataset:
@@ -58,7 +59,7 @@ def test_sample_is_prompt_and_response():
     assert sample["input_ids"] == builder.prompt_ids([0, 1]) + builder.response_ids(2)
     num_prompt = len('< "a", "bb">')
     assert sample["labels"] == [IGNORE_INDEX] * num_prompt + builder.response_ids(2)
-    assert (sample["history_items"].tolist(), sample["target_item"]) == ([0, 1], 2)
+    assert (sample["items"], sample["num_targets"]) == ([0, 1, 2], 1)
     assert builder.response_sequences() == [builder.response_ids(item) for item in range(4)]
 
 
@@ -72,7 +73,7 @@ def test_history_loses_its_oldest_items():
     builder = make_builder(max_history_items=2)
     sample = builder.sample([0, 1, 2, 3], 0)
     assert read(sample["input_ids"]) == '< "c", "d"> "a"</s>'
-    assert sample["history_items"] == [0, 1, 2, 3]
+    assert sample["items"] == [0, 1, 2, 3, 0]
 
 
 @pytest.mark.parametrize(("max_length", "prompt"), [
@@ -98,16 +99,16 @@ def test_semantic_ids_are_one_token_each():
     tokenizer = make_tokenizer()
     prompt = SemanticIdPrompt([("<a_0>", "<b_1>"), ("<a_0>", "<b_0>")], Wording("", "", ""))
     with pytest.raises(InputError, match="3 of 3 semantic-ID tokens are unknown to it, first '<a_0>'"):
-        SampleBuilder(tokenizer, prompt, 2, 16, 5)
+        SampleBuilder(tokenizer, prompt, 2, 16, 5, every_item=False)
     tokenizer.add_tokens(prompt.new_tokens())
-    builder = SampleBuilder(tokenizer, prompt, 2, 16, 5)
+    builder = SampleBuilder(tokenizer, prompt, 2, 16, 5, every_item=False)
     ids = tokenizer.convert_tokens_to_ids(["<a_0>", "<b_1>", "<a_0>", "<b_0>", "</s>"])
     assert builder.sample([0], 1)["input_ids"] == ids
 
 
 def test_each_training_target_once():
     samples = TrainingSamples(make_dataset(), make_builder())
-    seen = [(samples[i]["history_items"].tolist(), samples[i]["target_item"]) for i in range(len(samples))]
+    seen = [(samples[i]["items"][:-1], samples[i]["items"][-1]) for i in range(len(samples))]
     assert seen == [([0], 1), ([0, 1], 2), ([1], 0)]
     for outside in (-1, 3):
         with pytest.raises(IndexError):
@@ -124,7 +125,7 @@ def test_nothing_to_train_on():
     ("valid", [([0, 1, 2], 3), ([3], 1), ([1, 0], 2)]), ("test", [([0, 1, 2, 3], 0), ([3, 1], 0), ([1, 0, 2], 3)])])
 def test_each_user_once_in_evaluation(split: str, expected: list):
     samples = EvaluationSamples(make_dataset(), make_builder(), split)
-    seen = [(samples[i]["history_items"].tolist(), samples[i]["target_item"]) for i in range(len(samples))]
+    seen = [(samples[i]["items"][:-1], samples[i]["items"][-1]) for i in range(len(samples))]
     assert seen == expected
 
 

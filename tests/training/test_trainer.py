@@ -19,14 +19,26 @@ def test_rewards_stand_in_the_order_of_the_supervised_tokens():
     """Targets 0 (3 tokens) and 2 (2 tokens): 5 rows, as many as labels; each row sums to 1 and lists the trie's children."""
     torch.manual_seed(0)
     sasrec = SASRec(3, SASRecConfig(hidden_size=8)).eval()
-    samples = [{"input_ids": [7, 5, 1, 9], "labels": [-100, 5, 1, 9], "history_items": [1], "target_item": 0},
-               {"input_ids": [7, 7, 3, 9], "labels": [-100, -100, 3, 9], "history_items": [0, 1], "target_item": 2}]
+    samples = [{"input_ids": [7, 5, 1, 9], "labels": [-100, 5, 1, 9], "items": [1, 0], "num_targets": 1},
+               {"input_ids": [7, 7, 3, 9], "labels": [-100, -100, 3, 9], "items": [0, 1, 2], "num_targets": 1}]
     batch = RewardCollator(TrainingCollator(pad_token_id=0), sasrec, TRIE)(samples)
     offsets, tokens, values = batch["token_rewards"]
     assert len(offsets) - 1 == (batch["labels"] != -100).sum()
     assert tokens.tolist() == [3, 5, 1, 2, 9, 3, 5, 9]
     p = sasrec.item_probabilities([[1]])[0].tolist()
     assert values[:5].tolist() == pytest.approx([p[2], p[0] + p[1], p[0] / (p[0] + p[1]), p[1] / (p[0] + p[1]), 1.0], rel=1e-5)
+
+
+def test_rewards_of_every_item_are_those_of_each_alone():
+    """A window with two targets gives the rows of two samples with one each, in their order."""
+    torch.manual_seed(0)
+    collate = RewardCollator(TrainingCollator(pad_token_id=0), SASRec(3, SASRecConfig(hidden_size=8)).eval(), TRIE)
+    window = {"input_ids": [3, 9, 5, 1, 9, 5, 2, 9], "labels": [-100, -100, 5, 1, 9, 5, 2, 9], "items": [2, 0, 1], "num_targets": 2}
+    alone = [{"input_ids": [3, 9, 5, 1, 9], "labels": [-100, -100, 5, 1, 9], "items": [2, 0], "num_targets": 1},
+             {"input_ids": [3, 9, 5, 1, 9, 5, 2, 9], "labels": [-100] * 5 + [5, 2, 9], "items": [2, 0, 1], "num_targets": 1}]
+    together, each = collate([window])["token_rewards"], collate(alone)["token_rewards"]
+    for actual, expected in zip(together, each, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_means_are_per_supervised_token():
