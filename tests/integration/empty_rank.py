@@ -48,3 +48,5 @@ trainer.train()
 if arguments.process_index == 0:
     last = [line for line in trainer.state.log_history if "loss" in line][-1]
     output.write_text(json.dumps(last))
+if launched:  # as run_entry does; without it a gloo thread may outlive the interpreter, which ends the process by a signal
+    torch.distributed.destroy_process_group()

@@ -100,3 +100,4 @@ parsed = parser.parse_args()
 counts = [{"trained": trained, "keep": keep, "micro_steps": run(trained, keep, parsed.output / "run")}
           for trained in ("all", "lora", "rows") for keep in ("default", "nothing")]
 (parsed.output / f"rank{parsed.local_rank}.json").write_text(json.dumps(counts))
+torch.distributed.destroy_process_group()  # as run_entry does; a gloo thread may not outlive the interpreter
