@@ -128,7 +128,7 @@ def rank(run: Quickstart, name: str, model: Path, data: Path, weights: str) -> P
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--wheel", default=os.environ.get("RECBOLE_WHEEL"), help="a local copy of RecBole's wheel")
+    parser.add_argument("--wheel", default=os.environ.get("RECBOLE_WHEEL") or None, help="a local copy of RecBole's wheel")
     parser.add_argument("--trial", action="store_true", help="two optimizer steps per stage: does everything run?")
     arguments = parser.parse_args(argv)
     output = arguments.output.resolve()
@@ -163,7 +163,7 @@ SASREC = ["--num_layers", "1", "--learning_rate", "5e-3", "--batch_size", "32", 
 # What differs from the shipped stage1 and stage2 for a model this small: its prompts, its batch, its learning rate, and the
 # collaborative reward, because SASRec is there.
 STAGE: dict[str, object] = {
-    "prompt_prefix": "''", "prompt_separator": "''", "prompt_suffix": "''", "max_history_items": 12, "max_length": 64,
+    "prompt_prefix": "''", "prompt_separator": "''", "supervision": "every_item", "max_history_items": 12, "max_length": 64,
     "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 60, "learning_rate": 1e-3,
     "reward_weight": 0.3, "logging_steps": 10}
 
