@@ -26,6 +26,7 @@ setup(
     extras_require={
         "gpu": ["flash-attn>=2.6"],
         "gguf": ["gguf>=0.10"],
+        "bench": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1"],  # contestants of tools/benchmark_ops.py, CUDA only
         "test": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "types-PyYAML", "gguf>=0.10"],
     },
 )
