@@ -68,9 +68,10 @@ def _room(states: Tensor, num_beams: int, num_steps: int) -> Tensor:
 
 def _expand_cache(cache: Cache, num_beams: int, num_steps: int) -> None:
     """Each user's cache for num_beams beams. Other kinds of layers (a sliding window) are copied as they know how to."""
-    for index, layer in enumerate(cache.layers):
+    layers: list[Any] = cache.layers  # not every kind can be copied; those that cannot say so themselves
+    for index, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
-            cache.layers[index] = BeamLayer(layer, num_beams, num_steps)
+            layers[index] = BeamLayer(layer, num_beams, num_steps)
         else:
             layer.batch_repeat_interleave(num_beams)
 
