@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from ilrec.config import ObjectiveConfig
+from ilrec.entry import leave_process_group
 from ilrec.model import attach_objective
 from ilrec.training import zero3
 from ilrec.training.trainer import ILRecTrainer
@@ -48,5 +49,4 @@ trainer.train()
 if arguments.process_index == 0:
     last = [line for line in trainer.state.log_history if "loss" in line][-1]
     output.write_text(json.dumps(last))
-if launched:  # as run_entry does; without it a gloo thread may outlive the interpreter, which ends the process by a signal
-    torch.distributed.destroy_process_group()
+leave_process_group()

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from ilrec.config import ModelConfig, ObjectiveConfig
+from ilrec.entry import leave_process_group
 from ilrec.model import add_adapter, attach_objective
 from ilrec.training import zero3
 from ilrec.training.trainer import ILRecTrainer
@@ -100,4 +101,4 @@ parsed = parser.parse_args()
 counts = [{"trained": trained, "keep": keep, "micro_steps": run(trained, keep, parsed.output / "run")}
           for trained in ("all", "lora", "rows") for keep in ("default", "nothing")]
 (parsed.output / f"rank{parsed.local_rank}.json").write_text(json.dumps(counts))
-torch.distributed.destroy_process_group()  # as run_entry does; a gloo thread may not outlive the interpreter
+leave_process_group()
