@@ -33,6 +33,7 @@ from ilrec.errors import InputError
 # a prompt and of titles in pieces; semantic-ID tokens come on top.
 SCRATCH_VOCAB_SIZE = 512
 EOS, PAD = "</s>", "<pad>"
+FLASH_ATTENTION = "flash_attention_2"
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def choose_attention(name: str) -> str:
     if name != "auto":
         return name
     fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if fast else "sdpa"
+    return FLASH_ATTENTION if fast else "sdpa"
 
 
 def _first_line(error: Exception) -> str:

@@ -68,13 +68,17 @@ class ModelConfig:
 class DataConfig:
     """Interactions, prompts and what fits into one sample."""
 
-    data: str = setting("", "data directory: LC-Rec JSON (*.inter.json) or RecBole atomic files (*.inter)")
+    data: str = setting("", "data directory: prepared by tools/prepare_data.py, LC-Rec JSON (*.inter.json) or RecBole (*.inter)")
     item_format: str = setting("semantic_id", "what is generated: semantic_id (LC-Rec style) or title (BIGRec style)")
     semantic_ids: str = setting("", "semantic-ID index file; empty: the *.index.json in the data directory")
     k_core: int = setting(5, "RecBole files only: keep users and items with at least this many interactions")
     supervision: str = setting("last_item", "last_item: one sample per prefix of a history; every_item: one per user, the loss on "
                                "every item after the first")
     max_history_items: int = setting(20, "at most this many past items in a prompt, the newest ones")
+    max_tokens_per_batch: int = setting(0, "token budget of a rank's micro-step, padding included, in place of "
+                                        "per_device_train_batch_size, with samples of like length together; 0: none")
+    batch_layout: str = setting("auto", "with max_tokens_per_batch: padded, or flattened (one row without padding); auto: "
+                                "flattened with flash_attention_2")
     max_length: int = setting(512, "tokens of prompt and response; a longer history loses its oldest items")
     prompt_prefix: str | None = setting(None, "text before the history; null: the format's own")
     prompt_separator: str | None = setting(None, "text between two items of the history; null: the format's own")
@@ -83,6 +87,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _one_of("item_format", self.item_format, ("semantic_id", "title"))
         _one_of("supervision", self.supervision, ("last_item", "every_item"))
+        _one_of("batch_layout", self.batch_layout, ("auto", "padded", "flattened"))
+        _require(self.max_tokens_per_batch >= 0, "max_tokens_per_batch", self.max_tokens_per_batch, "0 (no budget) or more")
         _require(self.supervision == "last_item" or not self.prompt_suffix, "prompt_suffix", self.prompt_suffix,
                  "none under supervision: every_item, where a target follows each item; use prompt_prefix")
         _require(self.k_core >= 0, "k_core", self.k_core, "0 (no filter) or more")

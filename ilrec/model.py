@@ -26,6 +26,9 @@ from ilrec.errors import InputError
 from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss
 from ilrec.vocabulary_head import prepare_heads, prepared_head
 
+# Where samples begin in a flattened row: transformers' FlashAttentionKwargs.
+FLASH_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
 
 @dataclass
 class CrossLayerOutput(ModelOutput):
@@ -68,14 +71,17 @@ class CrossLayerMixin:
     ) -> Any:
         """input_ids, attention_mask, labels: int64 [B, T]; labels IGNORE_INDEX outside the response.
 
+        Samples flattened into one row (B = 1) come without attention_mask and with position_ids that begin anew at each sample
+        (and FLASH_BOUNDARIES, where the attention is flash_attention_2): attention stays within a sample.
         num_items_in_batch: supervised tokens of the global batch, by which the sums are divided (None: of this call).
         token_rewards: (offsets_N1, token_ids, values), one CSR row per supervised token, see ilrec.collaborative.
         """
         if labels is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
+        flattened = {name: kwargs[name] for name in ("position_ids", *FLASH_BOUNDARIES) if name in kwargs}
         outputs = self.get_decoder()(  # type: ignore[attr-defined]
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False,
-            output_hidden_states=self._objective.uses_readout)
+            output_hidden_states=self._objective.uses_readout, **flattened)
         supervised_BT = labels[:, 1:] != IGNORE_INDEX
         hidden_NH = outputs.last_hidden_state[:, :-1][supervised_BT]
         readout_KNH = self._readout(outputs.hidden_states, supervised_BT) if self._objective.uses_readout else None

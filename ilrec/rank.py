@@ -28,7 +28,8 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
 
 from ilrec.base_model import find_model, load_base, load_tokenizer
 from ilrec.config import DataConfig, ModelConfig, read_yaml
-from ilrec.data.samples import EvaluationSamples, PromptCollator
+from ilrec.data.collators import PromptCollator
+from ilrec.data.samples import EvaluationSamples
 from ilrec.data.task import item_trie, load_task
 from ilrec.entry import rank, run_entry, world_size
 from ilrec.errors import InputError

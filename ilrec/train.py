@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import sys
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ilrec.base_model import (
+    FLASH_ATTENTION,
     ModelSource,
     choose_dtype,
     find_model,
@@ -40,11 +42,12 @@ from ilrec.base_model import (
 )
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config import TrainConfig, load_config, parse_overrides, write_text, write_yaml
-from ilrec.data.samples import EvaluationSamples, TrainingCollator
+from ilrec.data.batches import TokenBudgetSampler
+from ilrec.data.collators import TrainingCollator, flattening_collator
+from ilrec.data.samples import EvaluationSamples, SampleBuilder
 from ilrec.data.task import RecommendationTask, item_trie, load_task
 from ilrec.entry import environment, run_entry, world_size
 from ilrec.errors import InputError
-from ilrec.items.trie import ItemTrie
 from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter
 from ilrec.ops.backends import why_unavailable
 from ilrec.training import zero3
@@ -110,15 +113,40 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str], config: Tr
                          "expected true unless the base model knows them already")
 
 
-def make_collator(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, task: RecommendationTask, trie: ItemTrie) -> Any:
-    collate = TrainingCollator(tokenizer.pad_token_id)
+def reward_collators(config: TrainConfig, task: RecommendationTask, builder: SampleBuilder) -> Callable[[Any], Any]:
+    """What adds the collaborative reward to a collator; nothing is added, and no filter read, where its weight is 0."""
     if config.objective.reward_weight == 0:
-        return collate
+        return lambda collate: collate
     sasrec = SASRec.load(config.objective.sasrec)
     if sasrec.num_items != task.dataset.num_items:
         raise InputError(f"sasrec: {config.objective.sasrec} was trained on {sasrec.num_items} items, {config.data.data} has "
                          f"{task.dataset.num_items}; train it on this data with tools/train_sasrec.py")
-    return RewardCollator(collate, sasrec, trie)
+    return functools.partial(RewardCollator, sasrec=sasrec, trie=item_trie(builder))
+
+
+def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleBuilder, model: PreTrainedModel | PeftModel,
+                 arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> ILRecTrainer:
+    """Samples in batches: of a number of samples, or by token budget, padded or flattened."""
+    samples = task.training_samples(builder)
+    log_sizes(model, samples, task)
+    with_rewards = reward_collators(config, task, builder)
+    collate = batch_collate = with_rewards(TrainingCollator(tokenizer.pad_token_id))
+    sampler = None
+    if config.data.max_tokens_per_batch:
+        flash = model.config._attn_implementation == FLASH_ATTENTION
+        flattened = config.data.batch_layout == "flattened" or (config.data.batch_layout == "auto" and flash)
+        if flattened:
+            batch_collate = with_rewards(flattening_collator(boundaries=flash))
+        sampler = TokenBudgetSampler(samples.num_tokens(), config.data.max_tokens_per_batch, flattened, config.training.seed,
+                                     arguments.process_index, arguments.world_size)
+        logger.info("%s micro-steps an epoch and rank, %.1f%% of the tokens processed are real", f"{len(sampler):,}",
+                    100 * sampler.real_token_share)
+    validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
+    trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation, data_collator=collate,
+                           processing_class=tokenizer, batch_sampler=sampler, batch_collator=batch_collate)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))))
+    return trainer
 
 
 def find_source(config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments) -> ModelSource:
@@ -133,13 +161,13 @@ def find_source(config: TrainConfig, task: RecommendationTask, arguments: Traini
     return find_model(str(directory))
 
 
-def write_run_directory(config: TrainConfig, ds_config: dict | None, argv: list[str]) -> None:
+def write_run_directory(config: TrainConfig, ds_config: dict | None, argv: list[str], task: RecommendationTask) -> None:
     directory = Path(config.training.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     write_yaml(directory / "config.yaml", config)
     if ds_config is not None:
         write_text(directory / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
-    write_text(directory / "environment.json", json.dumps(environment(argv), indent=2) + "\n")
+    write_text(directory / "environment.json", json.dumps(environment(argv) | {"data": task.dataset.fingerprint}, indent=2) + "\n")
 
 
 def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationTask) -> None:
@@ -175,23 +203,15 @@ def train(argv: list[str]) -> None:
         raise InputError(f"backend: {unavailable}")
     zero3.prepare_sharded_loading()
     if arguments.process_index == 0:
-        write_run_directory(config, ds_config, argv)
+        write_run_directory(config, ds_config, argv, task)
     set_seed(config.training.seed)
     source = find_source(config, task, arguments)
     tokenizer = load_tokenizer(source, config.model.trust_remote_code)
     item_tokens = task.prompt.new_tokens()
     add_tokens(tokenizer, item_tokens, config)
     builder = task.sample_builder(tokenizer)
-    trie = item_trie(builder)
-    collator = make_collator(config, tokenizer, task, trie)
-    model = load_model(config, source, tokenizer, item_tokens, trie.item_token_ids().tolist())
-    samples = task.training_samples(builder)
-    log_sizes(model, samples, task)
-    validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
-    trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation,
-                           data_collator=collator, processing_class=tokenizer)
-    if trainer.is_world_process_zero():
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))))
+    model = load_model(config, source, tokenizer, item_tokens, builder.item_token_ids())
+    trainer = make_trainer(config, task, builder, model, arguments, tokenizer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_final(trainer, config, task)
 

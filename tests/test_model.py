@@ -6,6 +6,7 @@ from tiny_models import NEW_TOKENS, arguments, batch, samples, tiny_llama
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer
 
 from ilrec.config import ModelConfig, ObjectiveConfig
+from ilrec.data.collators import TrainingCollator, flattening_collator
 from ilrec.errors import InputError
 from ilrec.model import add_adapter, attach_objective, load_adapter
 from ilrec.training.trainer import ILRecTrainer
@@ -182,3 +183,23 @@ def test_saved_model_names_its_own_architecture(tmp_path):
     attach_objective(model, ObjectiveConfig(), [])
     model.save_pretrained(tmp_path)
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize("objective", [ObjectiveConfig(), ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2)])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_flattened_samples_are_the_padded_ones(objective, attention):
+    """One row without padding: the same loss and gradients as rows padded to the longest, samples of 5 to 12 tokens."""
+    rows = [{name: row[name][: 12 - i].tolist() for name in ("input_ids", "labels")} for i, row in enumerate(samples(8))]
+    model = tiny_llama(attn_implementation=attention)
+    attach_objective(model, objective, [])
+    found = []
+    for collate in (TrainingCollator(0), flattening_collator(boundaries=False)):
+        model.zero_grad()
+        output = model(**collate(rows))
+        output.loss.backward()
+        found.append((output.loss.item(), output.stats_5, {n: p.grad.clone() for n, p in model.named_parameters()}))
+    (padded, padded_stats, padded_gradients), (flat, flat_stats, flat_gradients) = found
+    assert flat == pytest.approx(padded, rel=1e-6)
+    torch.testing.assert_close(flat_stats, padded_stats, rtol=1e-5, atol=1e-5)
+    for name, gradient in padded_gradients.items():
+        torch.testing.assert_close(flat_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

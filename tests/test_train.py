@@ -13,7 +13,7 @@ from ilrec import train as train_module
 from ilrec.base_model import find_model, load_base, load_tokenizer
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config import ModelConfig, SASRecConfig
-from ilrec.data.samples import TrainingCollator
+from ilrec.data.collators import TrainingCollator
 from ilrec.data.task import load_task
 from ilrec.errors import InputError
 from ilrec.model import add_item_tokens, attach_objective, load_adapter
@@ -166,3 +166,22 @@ def test_items_of_the_task_are_the_catalogue(data):
 
     task = load_task(DataConfig(data=str(data)))
     assert task.dataset.num_items == 24 and len(set(task.semantic_ids)) == 24
+
+
+@pytest.mark.parametrize("layout", ["padded", "flattened"])
+def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(layout, data, base, tmp_path, sasrec):
+    """Two epochs, one interrupted in its middle and gone on with: the same losses, rewards included, as the run without a break."""
+    fields = {"model": base, "max_steps": -1, "num_train_epochs": 2, "max_tokens_per_batch": 400, "batch_layout": layout,
+              "reward_weight": 0.2, "sasrec": sasrec, "supervision": "every_item"}
+    run("stage2", data, tmp_path / "whole", **fields)
+    whole = [line["loss"] for line in logged(tmp_path / "whole")]
+    steps = len(whole)
+    assert steps >= 8 and steps % 2 == 0
+    run("stage2", data, tmp_path / "broken", **fields, save_steps=steps // 2 + 1)
+    newest = tmp_path / "broken" / f"checkpoint-{steps // 2 + 1}"
+    for path in (tmp_path / "broken").glob("checkpoint-*"):
+        if path != newest:
+            shutil.rmtree(path)
+    run("stage2", data, tmp_path / "broken", **fields)
+    resumed = [line["loss"] for line in logged(tmp_path / "broken") if line["step"] > steps // 2 + 1][-(steps // 2 - 1):]
+    assert resumed == whole[steps // 2 + 1:]

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilrec.collaborative.sasrec import popularity_scores, train_sasrec
 from ilrec.config import DataConfig, SASRecConfig, build_section, nearest, parse_overrides, read_yaml
-from ilrec.data.interactions import InteractionDataset, read_interactions
+from ilrec.data.dataset import InteractionDataset
+from ilrec.data.interactions import read_interactions
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
 from ilrec.ranking.metrics import ranking_metrics, ranks_from_scores

@@ -1,31 +1,33 @@
-"""Histories -> token ids: tokenised samples for training and ranking, and their collators.
+"""Histories -> token ids: samples for training and ranking.
 
-A sample is prompt_ids(history) + response_ids(target) in training and in ranking alike, token for token. Every piece of
-text is tokenised once, when the builder is made; a sample only joins lists of ids. Under `supervision: every_item` one sample has
-several targets (windows.py): what separates two items then also follows the last of a prompt, so that a prompt is the
-beginning of a longer one.
+A sample is prompt_ids(history) + response_ids(target) in training and in ranking alike, token for token. Every piece of text is
+tokenized once, when the builder is made; a sample only joins lists of ids, when it is asked for. Under `supervision: every_item`
+one sample has several targets (windows.py): what separates two items then also follows the last of a prompt, so that a prompt is
+the beginning of a longer one.
 
-Shapes: B batch, T sequence (padded), U longest history of the batch.
+Shapes: I items of the catalogue, E interactions in the flat array of all users, S samples.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ilrec.data.interactions import InteractionDataset
+from ilrec.data.dataset import InteractionDataset
+from ilrec.data.item_tokens import tokenize_items
 from ilrec.data.prompts import Prompt
+from ilrec.data.ragged import Ragged
 from ilrec.errors import InputError
 
 # The label that the loss skips: PyTorch's convention, which the vocabulary operation shares.
 IGNORE_INDEX = -100
+# Lengths are computed for this many users at once: what is held meanwhile does not grow with the data.
+USERS_AT_ONCE = 50_000
 
 
 class SampleBuilder:
@@ -40,15 +42,16 @@ class SampleBuilder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, num_items: int, max_length: int,
                  max_history_items: int, every_item: bool) -> None:
         _check_known(tokenizer, prompt.new_tokens())
-        texts = [prompt.prefix, prompt.separator, prompt.suffix, *(prompt.item_text(item) for item in range(num_items))]
-        prefix, self.separator, self.suffix, *self.item_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        texts = [prompt.prefix, prompt.separator, prompt.suffix]
+        prefix, self.separator, self.suffix = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self.item_ids = tokenize_items(tokenizer, prompt, num_items)
         self.prefix = _leading_bos(tokenizer) + prefix
         self.end = [tokenizer.eos_token_id]
         if every_item:
             self.end = self.end if _one_begins_another(self.item_ids) else []
             self.separator = self.suffix = self.end + self.separator
         self.max_history_items = max_history_items
-        longest = max(len(ids) for ids in self.item_ids)
+        longest = int(self.item_ids.lengths.max())
         num_fixed = len(self.prefix) + len(self.suffix) + longest + len(self.end)
         self.num_history_tokens = max_length - num_fixed
         # Each item with what follows it; nothing follows the last.
@@ -59,11 +62,21 @@ class SampleBuilder:
 
     def response_ids(self, item: int) -> list[int]:
         """The item's tokens and the end token, where there is one."""
-        return self.item_ids[item] + self.end
+        return self.item_ids[item].tolist() + self.end
 
-    def response_sequences(self) -> list[list[int]]:
+    def response_sequences(self) -> Ragged:
         """response_ids of every item, for ItemTrie."""
-        return [ids + self.end for ids in self.item_ids]
+        values = np.insert(self.item_ids.values, np.repeat(self.item_ids.ends, len(self.end)), self.end * len(self.item_ids))
+        return Ragged.from_lengths(values, self.item_ids.lengths + len(self.end))
+
+    def item_token_ids(self) -> list[int]:
+        """Sorted tokens that can occur in a response."""
+        return sorted({*np.unique(self.item_ids.values).tolist(), *self.end})
+
+    def tokens_before(self, items_E: np.ndarray) -> np.ndarray:
+        """int64 [E + 1]: tokens of the items before each place of a flat array of items, each with the separator after it."""
+        costs_I = self.item_ids.lengths + len(self.separator)
+        return np.concatenate([[0], np.cumsum(costs_I[items_E])])
 
     def prompt_ids(self, history: Sequence[int] | np.ndarray) -> list[int]:
         """The history, item numbers with the oldest first, as a prompt: its newest items, as many as fit."""
@@ -75,7 +88,7 @@ class SampleBuilder:
         for count, item in enumerate(newest[begin:]):
             if count:
                 ids += self.separator
-            ids += self.item_ids[item]
+            ids += self.item_ids[item].tolist()
         return ids + self.suffix
 
     def sample(self, history: Sequence[int] | np.ndarray, target: int) -> dict[str, Any]:
@@ -97,10 +110,10 @@ class SampleBuilder:
         return {"input_ids": ids, "labels": labels, "items": sequence[:end], "num_targets": end - first}
 
 
-def _one_begins_another(sequences: Sequence[list[int]]) -> bool:
+def _one_begins_another(sequences: Ragged) -> bool:
     """Whether a sequence is the beginning of a longer one. In lexicographic order such a pair has one side by side."""
-    ordered = sorted(sequences)
-    return any(len(shorter) < len(longer) and longer[: len(shorter)] == shorter for shorter, longer in itertools.pairwise(ordered))
+    ordered = sorted(sequence.astype(">i4").tobytes() for sequence in sequences)  # bytes in this order sort as the numbers do
+    return any(len(shorter) < len(longer) and longer.startswith(shorter) for shorter, longer in itertools.pairwise(ordered))
 
 
 def _check_known(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
@@ -128,7 +141,7 @@ class TrainingSamples(Dataset):
 
     def __init__(self, dataset: InteractionDataset, builder: SampleBuilder) -> None:
         self.sequences, self.builder = dataset.training_sequences(), builder
-        self.ends = np.cumsum([max(len(sequence) - 1, 0) for sequence in self.sequences])
+        self.ends = np.cumsum(np.maximum(self.sequences.lengths - 1, 0))
         require_targets(dataset, int(self.ends[-1]))
 
     def __len__(self) -> int:
@@ -141,6 +154,25 @@ class TrainingSamples(Dataset):
         sequence = self.sequences[user]
         position = len(sequence) - int(self.ends[user] - index)
         return self.builder.sample(sequence[:position], int(sequence[position]))
+
+    def num_tokens(self) -> np.ndarray:
+        """int32 [S]: how long each sample is, without rendering any."""
+        builder, values, starts = self.builder, self.sequences.values, self.sequences.starts
+        before_E1 = builder.tokens_before(values)
+        separator, room = len(builder.separator), builder.num_history_tokens + len(builder.separator)
+        fixed = len(builder.prefix) + len(builder.suffix) + len(builder.end)
+        lengths_I = builder.item_ids.lengths
+        parts = []
+        for first in range(0, len(starts), USERS_AT_ONCE):
+            users = slice(first, first + USERS_AT_ONCE)
+            counts_U = np.maximum(self.sequences.lengths[users] - 1, 0)
+            start_S = np.repeat(starts[users], counts_U)
+            target_S = start_S + 1 + np.arange(len(start_S)) - np.repeat(np.cumsum(counts_U) - counts_U, counts_U)
+            fitting_S = np.searchsorted(before_E1, before_E1[target_S] - room)
+            begin_S = np.maximum.reduce([fitting_S, start_S, target_S - builder.max_history_items])
+            prompt_S = before_E1[target_S] - before_E1[begin_S] - separator
+            parts.append((fixed + prompt_S + lengths_I[values[target_S]]).astype(np.int32))
+        return np.concatenate(parts)
 
 
 class EvaluationSamples(Dataset):
@@ -155,44 +187,3 @@ class EvaluationSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.builder.sample(self.histories[index], int(self.targets[index]))
-
-
-class TrainingCollator:
-    """Samples -> int64 tensors, padded on the right, where causal attention never looks back from a real token.
-
-    input_ids, attention_mask, labels [B, T].
-    """
-
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        input_ids = [sample["input_ids"] for sample in samples]
-        return {"input_ids": _padded(input_ids, self.pad_token_id, left=False),
-                "attention_mask": _padded(([1] * len(ids) for ids in input_ids), 0, left=False),
-                "labels": _padded((sample["labels"] for sample in samples), IGNORE_INDEX, left=False)}
-
-
-class PromptCollator:
-    """Evaluation samples -> prompts without their responses, int64, padded on the left, so that all end together.
-
-    input_ids, attention_mask [B, T]; target_item [B].
-    """
-
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        prompts = [sample["input_ids"][:sample["labels"].count(IGNORE_INDEX)] for sample in samples]
-        return {"input_ids": _padded(prompts, self.pad_token_id, left=True),
-                "attention_mask": _padded(([1] * len(ids) for ids in prompts), 0, left=True),
-                "target_item": torch.tensor([sample["items"][-1] for sample in samples])}
-
-
-def _padded(rows: Iterable[Sequence[int] | np.ndarray], value: int, left: bool) -> Tensor:
-    rows = list(rows)
-    width = max(len(row) for row in rows)
-    padded_BT = np.full((len(rows), width), value, dtype=np.int64)
-    for padded_T, row in zip(padded_BT, rows, strict=True):
-        padded_T[width - len(row) if left else 0:width if left else len(row)] = row
-    return torch.from_numpy(padded_BT)

@@ -13,7 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ilrec.config import DataConfig
-from ilrec.data.interactions import InteractionDataset, read_interactions
+from ilrec.data.dataset import InteractionDataset
+from ilrec.data.interactions import read_interactions
 from ilrec.data.prompts import Prompt, SemanticIdPrompt, TitlePrompt, Wording
 from ilrec.data.samples import SampleBuilder, TrainingSamples
 from ilrec.data.windows import TrainingWindows

@@ -48,10 +48,6 @@ class ItemTrie:
     def to(self, device: torch.device | str) -> ItemTrie:
         return ItemTrie(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def item_token_ids(self) -> Tensor:
-        """Sorted tokens that can occur in an item."""
-        return torch.unique(self.child_tokens)
-
     def children(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """nodes int64 [...] -> tokens, child nodes and mask, each [..., C], C the largest number of children among them.
 
@@ -65,7 +61,7 @@ class ItemTrie:
         return self.child_tokens[edges].masked_fill(~mask, 0), (edges + 1).masked_fill(~mask, 0), mask
 
     @classmethod
-    def from_sequences(cls, sequences: Sequence[Sequence[int]]) -> ItemTrie:
+    def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> ItemTrie:
         """Item i -> its response tokens, end token included. InputError when one is empty or begins another."""
         tokens_ID = _padded(sequences)
         order = np.lexsort(tokens_ID.T[::-1])  # stable: items spelled alike stay in ascending order
@@ -79,7 +75,7 @@ class ItemTrie:
         return cls(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in arrays))
 
 
-def _padded(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+def _padded(sequences: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     """[I, D], padded with -1, which sorts before every token."""
     if len(sequences) == 0:
         raise InputError("item trie: no items; expected at least one item in the catalogue")

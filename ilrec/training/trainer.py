@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.collaborative.token_reward import token_rewards
+from ilrec.data.batches import EpochLoader, TokenBudgetSampler
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.ops import IGNORE_INDEX, STATS
@@ -42,10 +44,19 @@ class RewardCollator:
 class ILRecTrainer(Trainer):
     """Trainer whose log lines carry the three loss terms and the hard negatives per supervised token."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batch_sampler: TokenBudgetSampler | None = None, batch_collator: Any = None, **kwargs: Any) -> None:
+        """batch_sampler: this rank's batches by token budget, collated by batch_collator; None: the Trainer's own batches."""
         super().__init__(*args, **kwargs)
+        self.batch_sampler, self.batch_collator = batch_sampler, batch_collator
         self._sums: Tensor | None = None  # STATS and the token count since the last log line, this rank's share
         self.add_callback(RunDirectory())
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Token-budget batches are sharded already, hence not prepared by accelerate, which would shard them again."""
+        if self.batch_sampler is None:
+            return super().get_train_dataloader()
+        return EpochLoader(cast(Dataset, self.train_dataset), batch_sampler=self.batch_sampler, collate_fn=self.batch_collator,
+                           num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory)
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: Tensor | int | None = None) -> Any:

@@ -1,23 +1,16 @@
-"""Samples, token for token, with a tokenizer of characters that is made here; the lazy index; both collators."""
+"""Samples, token for token, with a tokenizer of characters that is made here; the lazy index."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from ilrec.data.interactions import InteractionDataset
+from ilrec.data.dataset import InteractionDataset
 from ilrec.data.prompts import SemanticIdPrompt, TitlePrompt, Wording
-from ilrec.data.samples import (
-    IGNORE_INDEX,
-    EvaluationSamples,
-    PromptCollator,
-    SampleBuilder,
-    TrainingCollator,
-    TrainingSamples,
-)
+from ilrec.data.ragged import Ragged
+from ilrec.data.samples import IGNORE_INDEX, EvaluationSamples, SampleBuilder, TrainingSamples
 from ilrec.errors import InputError
 
 TITLES = ["a", "bb", "c", "d"]
@@ -44,7 +37,7 @@ def make_dataset() -> InteractionDataset:
     """Training parts: [0 1 2], [3], [1 0]; so three targets with a history: user 0's items 1 and 2, user 2's item 0."""
     sequences = [[0, 1, 2, 3, 0], [3, 1, 0], [1, 0, 2, 3]]
     return InteractionDataset("tiny", ["x", "y", "z"], ["0", "1", "2", "3"],
-                              [np.array(s, dtype=np.int64) for s in sequences], TITLES, 0)
+                              Ragged.from_rows(sequences), TITLES, 0, "")
 
 
 def read(ids: list[int]) -> str:
@@ -60,7 +53,7 @@ def test_sample_is_prompt_and_response():
     num_prompt = len('< "a", "bb">')
     assert sample["labels"] == [IGNORE_INDEX] * num_prompt + builder.response_ids(2)
     assert (sample["items"], sample["num_targets"]) == ([0, 1, 2], 1)
-    assert builder.response_sequences() == [builder.response_ids(item) for item in range(4)]
+    assert [row.tolist() for row in builder.response_sequences()] == [builder.response_ids(item) for item in range(4)]
 
 
 def test_beginning_token_only_where_the_tokenizer_adds_it():
@@ -116,7 +109,7 @@ def test_each_training_target_once():
 
 
 def test_nothing_to_train_on():
-    dataset = InteractionDataset("tiny", ["x"], ["0", "1", "2", "3"], [np.array([0, 1, 2])], TITLES, 0)
+    dataset = InteractionDataset("tiny", ["x"], ["0", "1", "2", "3"], Ragged.from_rows([[0, 1, 2]]), TITLES, 0, "")
     with pytest.raises(InputError, match="tiny: nothing to train on"):
         TrainingSamples(dataset, make_builder())
 
@@ -127,27 +120,3 @@ def test_each_user_once_in_evaluation(split: str, expected: list):
     samples = EvaluationSamples(make_dataset(), make_builder(), split)
     seen = [(samples[i]["items"][:-1], samples[i]["items"][-1]) for i in range(len(samples))]
     assert seen == expected
-
-
-def test_training_collator_pads_on_the_right():
-    builder = make_builder()
-    batch = TrainingCollator(0)([builder.sample([0, 1], 2), builder.sample([3], 1)])
-    short, long = builder.sample([3], 1), builder.sample([0, 1], 2)
-    num_padded = len(long["input_ids"]) - len(short["input_ids"])
-    assert num_padded == 5  # `, "bb"` is gone, 6 tokens; the response "bb" is one longer than "c"
-    assert batch["input_ids"].tolist() == [long["input_ids"], short["input_ids"] + [0] * num_padded]
-    assert batch["attention_mask"][1].tolist() == [1] * len(short["input_ids"]) + [0] * num_padded
-    assert batch["labels"].tolist() == [long["labels"], short["labels"] + [IGNORE_INDEX] * num_padded]
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}  # all of it goes to the model
-
-
-def test_prompt_collator_pads_on_the_left_and_hides_the_response():
-    """What ranking feeds the model is what training put before the response, token for token."""
-    builder = make_builder()
-    samples = EvaluationSamples(make_dataset(), builder, "test")
-    batch = next(iter(DataLoader(samples, batch_size=3, collate_fn=PromptCollator(0))))
-    prompts = [builder.prompt_ids(history) for history in ([0, 1, 2, 3], [3, 1], [1, 0, 2])]
-    width = max(map(len, prompts))
-    assert batch["input_ids"].tolist() == [[0] * (width - len(p)) + p for p in prompts]
-    assert batch["attention_mask"].tolist() == [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    assert batch["target_item"].tolist() == [0, 0, 3]

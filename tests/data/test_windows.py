@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from test_samples import TITLES, WORDING, make_builder, make_dataset, make_tokenizer, read
 
 from ilrec.config import DataConfig
-from ilrec.data.interactions import InteractionDataset
+from ilrec.data.dataset import InteractionDataset
 from ilrec.data.prompts import SemanticIdPrompt, TitlePrompt, Wording
-from ilrec.data.samples import IGNORE_INDEX, EvaluationSamples, SampleBuilder
+from ilrec.data.ragged import Ragged
+from ilrec.data.samples import IGNORE_INDEX, EvaluationSamples, SampleBuilder, TrainingSamples
 from ilrec.data.windows import TrainingWindows, cut_windows
 from ilrec.errors import InputError
 
@@ -35,7 +36,7 @@ def test_an_end_token_where_one_item_begins_another():
     window = builder.window([1, 0, 1], 0, 1, 3)
     assert window["input_ids"] == [a, end, a, b, end, a, end]
     assert window["labels"] == [IGNORE_INDEX] * 2 + window["input_ids"][2:]
-    assert builder.prompt_ids([1]) == [a, end] and builder.response_sequences() == [[a, b, end], [a, end]]
+    assert builder.prompt_ids([1]) == [a, end] and [r.tolist() for r in builder.response_sequences()] == [[a, b, end], [a, end]]
 
 
 @pytest.mark.parametrize("with_bos", [False, True])
@@ -51,22 +52,46 @@ def test_ranking_shows_what_training_showed(with_bos: bool):
     assert sum(label != IGNORE_INDEX for label in window["labels"]) == sum(len(builder.response_ids(int(i))) for i in items[first:end])
 
 
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=60), st.integers(2, 12), st.integers(18, 60))
+def cut(users: list[list[int]], max_items: int, max_tokens: int) -> list[list[int]]:
+    """cut_windows of users whose items have these numbers of tokens, with two held-out items after each."""
+    sequences = Ragged.from_rows([[*num_tokens, 3, 3] for num_tokens in users])
+    before_E1 = np.concatenate([[0], np.cumsum(sequences.values)])
+    return cut_windows(sequences.without_last(2), before_E1, max_items, max_tokens).tolist()
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=60), max_size=4), st.integers(2, 12), st.integers(18, 60))
 @settings(deadline=None, derandomize=True, database=None)
-def test_each_target_once_with_its_context(num_tokens: list[int], max_items: int, max_tokens: int):
+def test_each_target_once_with_its_context(users: list[list[int]], max_items: int, max_tokens: int):
     """Every place but the first once, in order; a window fits; a target has a predecessor, and half a window of them if that fits."""
-    windows = list(cut_windows(np.array(num_tokens), max_items, max_tokens))
-    assert [place for _, first, end in windows for place in range(first, end)] == list(range(1, len(num_tokens)))
-    for begin, first, end in windows:
-        assert 0 <= begin < first < end <= begin + max_items and sum(num_tokens[begin:end]) <= max_tokens
-    if sum(num_tokens) <= max_tokens:
-        for (begin, first, _), (before, _, ended) in zip(windows[1:], windows[:-1], strict=True):
-            assert first == ended and first - begin == max(1, (ended - before) // 2)
+    all_windows = cut(users, max_items, max_tokens)
+    assert [user for user, *_ in all_windows] == sorted(user for user, *_ in all_windows)
+    for user, num_tokens in enumerate(users):
+        windows = [window for owner, *window in all_windows if owner == user]
+        assert [place for _, first, end in windows for place in range(first, end)] == list(range(1, len(num_tokens)))
+        for begin, first, end in windows:
+            assert 0 <= begin < first < end <= begin + max_items and sum(num_tokens[begin:end]) <= max_tokens
+        if sum(num_tokens) <= max_tokens:
+            for (begin, first, _), (before, _, ended) in zip(windows[1:], windows[:-1], strict=True):
+                assert first == ended and first - begin == max(1, (ended - before) // 2)
 
 
 def test_windows_of_the_docstring():
-    assert list(cut_windows(np.ones(7, dtype=int), 4, 100)) == [(0, 1, 4), (2, 4, 6), (4, 6, 7)]
-    assert list(cut_windows(np.ones(1, dtype=int), 4, 100)) == []
+    windows = [[0, 0, 1, 4], [0, 2, 4, 6], [0, 4, 6, 7]]
+    assert cut([[1] * 7], 4, 100) == windows
+    assert cut([[1]], 4, 100) == cut([[]], 4, 100) == []
+
+
+@pytest.mark.parametrize("max_length", [20, 26, 64])
+@pytest.mark.parametrize("every_item", [False, True])
+def test_lengths_without_rendering(every_item: bool, max_length: int):
+    """num_tokens says what rendering gives, also where histories are cut by tokens or by items."""
+    rng = np.random.default_rng(0)
+    sequences = Ragged.from_rows(rng.integers(0, 4, size=length) for length in rng.integers(3, 20, size=30))
+    dataset = InteractionDataset("random", [str(u) for u in range(30)], list("0123"), sequences, TITLES, 0, "")
+    samples = (TrainingWindows if every_item else TrainingSamples)(
+        dataset, make_builder(max_length=max_length, max_history_items=6, every_item=every_item))
+    assert samples.num_tokens().tolist() == [len(samples[i]["input_ids"]) for i in range(len(samples))]
+    assert samples.num_tokens().max() <= max_length
 
 
 def test_no_held_out_item_is_ever_in_a_training_sequence():
@@ -77,7 +102,7 @@ def test_no_held_out_item_is_ever_in_a_training_sequence():
         sequences.append(np.arange(first, first + length))
         first += length
     titles = [str(i) for i in range(first)]
-    dataset = InteractionDataset("own", [str(u) for u in range(60)], titles, sequences, titles, 0)
+    dataset = InteractionDataset("own", [str(u) for u in range(60)], titles, Ragged.from_rows(sequences), titles, 0, "")
     tokenizer = make_tokenizer()
     prompt = SemanticIdPrompt([(f"<a_{i}>",) for i in range(first)], Wording("", "", ""))
     tokenizer.add_tokens(prompt.new_tokens())
@@ -106,6 +131,6 @@ def test_refusals():
         DataConfig(data="x", supervision="every_item", prompt_suffix="now")
     with pytest.raises(InputError, match="supervision: expected one of last_item, every_item, got 'all'"):
         DataConfig(data="x", supervision="all")
-    short = InteractionDataset("tiny", ["x"], ["0", "1", "2", "3"], [np.array([0, 1, 2])], TITLES, 0)
+    short = InteractionDataset("tiny", ["x"], ["0", "1", "2", "3"], Ragged.from_rows([[0, 1, 2]]), TITLES, 0, "")
     with pytest.raises(InputError, match="tiny: nothing to train on"):
         TrainingWindows(short, SampleBuilder(make_tokenizer(), TitlePrompt(TITLES, WORDING), 4, 64, 5, every_item=True))

@@ -25,7 +25,6 @@ def test_by_hand():
     assert trie.item_paths.tolist() == [[0, 2, 4, 6], [0, 2, 5, 7], [0, 1, 3, -1], [0, 2, 4, 6]]
     assert list(zip(trie.node_start.tolist(), trie.node_end.tolist(), strict=True)) == [
         (0, 4), (0, 1), (1, 4), (0, 1), (1, 3), (3, 4), (1, 3), (3, 4)]
-    assert trie.item_token_ids().tolist() == [1, 2, 3, 5, EOS]
 
 
 def test_children_are_padded_where_there_are_none():

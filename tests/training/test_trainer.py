@@ -6,7 +6,7 @@ from tiny_models import arguments, samples, tiny_llama
 
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config import ObjectiveConfig, SASRecConfig
-from ilrec.data.samples import TrainingCollator
+from ilrec.data.collators import TrainingCollator
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.model import attach_objective

@@ -1,0 +1,122 @@
+"""RecBole atomic files: NAME.inter with a typed, tab-separated header, filtered to its k-core, and NAME.item (titles)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilrec.data.dataset import InteractionDataset, assemble, fingerprint_of, optional_file, ordered
+from ilrec.errors import InputError
+
+TITLE_COLUMNS = ("title", "movie_title", "name", "item_name", "product_title", "book_title")
+
+
+def read_recbole(path: Path, k: int) -> InteractionDataset:
+    """The k-core of an atomic file's interactions. Raises InputError for what is missing or malformed."""
+    name = path.name.removesuffix(".inter")
+    rows = _read_columns(path, (("user_id",), ("item_id",), ("timestamp",)), (_name, _name, _timestamp))
+    if not rows:
+        raise InputError(f"{path}: no interactions; expected lines of tab-separated fields below the header")
+    user_names, item_names, timestamps = zip(*rows, strict=True)
+    user_ids, item_ids = ordered(set(user_names)), ordered(set(item_names))
+    users_E, items_E = _numbers(user_names, user_ids), _numbers(item_names, item_ids)
+    keep_E = k_core(users_E, items_E, k)
+    # Stable: what happened at the same time stays in file order.
+    order = np.lexsort((np.array(timestamps), users_E))
+    order = order[keep_E[order]]
+    users_E, items_E = users_E[order], items_E[order]
+    kept_items, items_E = np.unique(items_E, return_inverse=True)
+    kept_users, first = np.unique(users_E, return_index=True)
+    per_user = np.split(items_E.astype(np.int64), first[1:])  # one empty array where nothing is left, hence not strict
+    sequences = {user_ids[u]: sequence for u, sequence in zip(kept_users.tolist(), per_user, strict=False)}
+    item_file = optional_file(path.parent, name, "item")
+    titles = _recbole_titles(item_file) if item_file else {}
+    return assemble(path, name, sequences, [item_ids[i] for i in kept_items.tolist()], titles,
+                    fingerprint_of(filter(None, (path, item_file)), k))
+
+
+def k_core(users_E: np.ndarray, items_E: np.ndarray, k: int) -> np.ndarray:
+    """bool [E]: the interactions left when users and items with fewer than k are removed until none is.
+
+    users_E, items_E: int64 numbers >= 0 of the user and the item of each interaction.
+    """
+    keep_E = np.ones(len(users_E), dtype=bool)
+    while True:
+        enough_E = keep_E.copy()
+        for side_E in (users_E, items_E):
+            enough_E &= np.bincount(side_E[keep_E], minlength=side_E.max(initial=-1) + 1)[side_E] >= k
+        if enough_E.sum() == keep_E.sum():
+            return keep_E
+        keep_E = enough_E
+
+
+def _recbole_titles(path: Path) -> dict[str, str]:
+    """{item: title}; empty where the file has no column of titles."""
+    columns = [field.partition(":")[0] for field in next(_lines(path))[1]]
+    if not set(columns) & set(TITLE_COLUMNS):
+        return {}
+    return dict(_read_columns(path, (("item_id",), TITLE_COLUMNS), (_name, str.strip)))
+
+
+def _read_columns(path: Path, columns: Sequence[Sequence[str]], parsers: Sequence[Callable[[str], Any]]) -> list[tuple]:
+    """The named columns of an atomic file, parsed. Each column is given as its accepted names, the best first."""
+    lines = _lines(path)
+    header = [field.partition(":")[0] for field in next(lines)[1]]
+    positions = [_column(path, header, names) for names in columns]
+    rows = []
+    for line, fields in lines:
+        if len(fields) != len(header):
+            raise InputError(f"{path}:{line}: expected {len(header)} tab-separated fields as in the header, "
+                             f"got {len(fields)}")
+        try:
+            rows.append(tuple(parse(fields[p]) for parse, p in zip(parsers, positions, strict=True)))
+        except ValueError as error:
+            raise InputError(f"{path}:{line}: {error}") from None
+    return rows
+
+
+def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
+    for name in names:
+        if name in header:
+            return header.index(name)
+    raise InputError(f"{path}:1: expected a column {' or '.join(names)} in the header (as user_id:token), "
+                     f"got {', '.join(header)}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """An atomic file as (line number, fields) pairs, the header first; blank lines are skipped."""
+    line = 0
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            for line, text in enumerate(file, start=1):
+                if text.strip() or line == 1:
+                    yield line, text.rstrip("\n").split("\t")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 after line {line} ({error.reason}); save the file as UTF-8") from None
+    if line == 0:
+        raise InputError(f"{path}:1: empty file; expected a header like user_id:token<TAB>item_id:token")
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected a user and an item, got an empty field")
+    return text.strip()
+
+
+def _timestamp(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"timestamp: expected a number, got {text!r}")
+    return value
+
+
+def _numbers(names: Sequence[str], ordered: Sequence[str]) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(ordered)}
+    return np.fromiter((numbers[name] for name in names), dtype=np.int64, count=len(names))

@@ -1,0 +1,76 @@
+"""RecBole atomic files: order, k-core, titles, and a message for each way in which one can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ilrec.data.interactions import read_interactions
+from ilrec.data.recbole import k_core
+from ilrec.errors import InputError
+
+INTER_HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+
+
+def write_inter(directory: Path, rows: list[tuple[str, str, object]], header: str = INTER_HEADER) -> Path:
+    lines = "".join(f"{user}\t{item}\t5\t{time}\n" for user, item, time in rows)
+    (directory / "tiny.inter").write_text(header + lines, encoding="utf-8")
+    return directory / "tiny.inter"
+
+
+def test_k_core_by_hand():
+    """k = 2. Item 9 has one interaction and goes; user 3 then has one left and goes; item 7 then has one, user 2's.
+
+    User 2 keeps items 5 and 6, and 5 and 6 keep users 1 and 2: the core.
+    """
+    users = np.array([1, 1, 2, 2, 2, 3, 3])
+    items = np.array([5, 6, 5, 6, 7, 7, 9])
+    assert k_core(users, items, 2).tolist() == [True, True, True, True, False, False, False]
+    assert k_core(users, items, 1).all()
+    assert not k_core(users, items, 4).any()
+
+
+def test_recbole_time_order_ties_and_core(tmp_path: Path):
+    """User 1 by time: 30, at 1, then 20 and 10, both at 2, in file order. Item 40, seen once, is not in the 2-core."""
+    rows = [("1", "20", 2), ("2", "10", 5), ("1", "40", 3), ("1", "10", 2.0), ("2", "30", 4), ("2", "20", 6),
+            ("1", "30", 1)]
+    write_inter(tmp_path, rows)
+    (tmp_path / "tiny.item").write_text(
+        "item_id:token\tmovie_title:token_seq\tclass:token_seq\n10\tTen\tx\n20\tTwenty\ty\n40\tForty\tz\n30\tDreißig\tw\n",
+        encoding="utf-8")
+    dataset = read_interactions(tmp_path, k_core=2)
+    assert (dataset.name, dataset.user_ids, dataset.item_ids) == ("tiny", ["1", "2"], ["10", "20", "30"])
+    assert [s.tolist() for s in dataset.sequences] == [[2, 1, 0], [2, 0, 1]]
+    assert dataset.titles == ["Ten", "Twenty", "Dreißig"]
+    assert read_interactions(tmp_path, k_core=0).item_ids == ["10", "20", "30", "40"]
+
+
+def test_recbole_item_file_without_titles(tmp_path: Path):
+    write_inter(tmp_path, [("1", str(item), item) for item in range(3)])
+    (tmp_path / "tiny.item").write_text("item_id:token\tyear:float\n0\t1999\n", encoding="utf-8")
+    assert read_interactions(tmp_path, 0).titles is None
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (INTER_HEADER + "1\t2\t5\n", r"tiny.inter:2: expected 4 tab-separated fields as in the header, got 3"),
+    (INTER_HEADER + "1\t2\t5\t7\n1\t2\t5\tsoon\n", r"tiny.inter:3: timestamp: expected a number, got 'soon'"),
+    (INTER_HEADER + "1\t2\t5\tnan\n", r"tiny.inter:2: timestamp: expected a number"),
+    (INTER_HEADER + "1\t\t5\t7\n", r"tiny.inter:2: .*empty field"),
+    ("user_id:token\titem_id:token\n1\t2\n", r"tiny.inter:1: expected a column timestamp"),
+    (INTER_HEADER, r"tiny.inter: no interactions"),
+    ("", r"tiny.inter:1: empty file"),
+    (INTER_HEADER + "1\t2\t5\t1\n" * 2, r"tiny.inter: no user with at least 3 items is left"),
+    (INTER_HEADER + "".join(f"1\t{i}\t5\t1\n" for i in range(3)), r"tiny.inter: no user .* lower k_core"),
+])
+def test_malformed_recbole(tmp_path: Path, text: str, message: str):
+    (tmp_path / "tiny.inter").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_interactions(tmp_path, k_core=2)
+
+
+def test_not_utf8(tmp_path: Path):
+    (tmp_path / "tiny.inter").write_bytes(INTER_HEADER.encode() + b"1\t\xe9\t5\t1\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_interactions(tmp_path, 0)
