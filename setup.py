@@ -16,6 +16,8 @@ setup(
         "deepspeed>=0.17",
         "accelerate>=1.10",
         "datasets>=3",
+        "pyarrow>=17",
+        "filelock>=3",
         "numpy>=1.26",
         "pyyaml>=6",
         "safetensors>=0.5",

@@ -236,7 +236,7 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
                 raise InputError(f"command line: --{name} has no value; write --{name} VALUE")
             value = rest.pop(0)
         try:
-            overrides[name] = yaml.safe_load(value)
+            overrides[name] = yaml.safe_load(value) if value else ""  # to YAML nothing is null
         except yaml.YAMLError:
             overrides[name] = value
     return overrides

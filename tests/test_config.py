@@ -27,8 +27,8 @@ def test_precedence(tmp_path):
 
 
 def test_command_line_values():
-    assert parse_overrides(["--beta", "0.2", "--init=null", "--model", "a/b", "--prompt_prefix", "''"]) == {
-        "beta": 0.2, "init": None, "model": "a/b", "prompt_prefix": ""}
+    assert parse_overrides(["--beta", "0.2", "--init=null", "--model", "a/b", "--prompt_prefix", "''", "--prompt_suffix", ""]) == {
+        "beta": 0.2, "init": None, "model": "a/b", "prompt_prefix": "", "prompt_suffix": ""}
 
 
 def test_round_trip(tmp_path):

@@ -136,10 +136,11 @@ def test_bad_input_is_said_once_and_fails_every_rank(data, tmp_path):
 
 
 def test_two_ranks_resume_to_the_bit(data, base, tmp_path):
-    """The newest checkpoint is damaged: the second run goes on from the one before, and its losses are the first run's."""
+    """The newest checkpoint is damaged: the second run goes on from the one before, in mid-epoch, with the first run's losses."""
     words = ["deepspeed", "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage2.yaml", "--data", str(data), "--model", str(base),
              "--output_dir", str(tmp_path / "run"), "--max_steps", "4", "--save_steps", "2", "--num_readout_layers", "2",
-             "--logging_steps", "1", "--per_device_train_batch_size", "2"]
+             "--logging_steps", "1", "--gradient_accumulation_steps", "1", "--supervision", "every_item",
+             "--max_tokens_per_batch", "250"]
     succeeded(launch(*words))
     (tmp_path / "run" / "checkpoint-4" / COMPLETE).unlink()
     resumed = launch(*words)
