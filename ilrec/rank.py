@@ -4,7 +4,8 @@
     deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR         # or torchrun: users split over the ranks
 
 --model is the final/ of a run (adapter or full model) or a merged model. Writes ranking.json beside the model's weights,
-or where --output says: metrics, and the protocol that they were measured under. Each user is ranked exactly once.
+or where --output says: metrics, and the protocol that they were measured under; and ranking.npy, the target's rank for each user.
+Each user is ranked exactly once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -85,8 +87,12 @@ def data_config(model_directory: str, data: str | None) -> DataConfig:
 @torch.inference_mode()
 def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTrie, pad_token_id: int, num_beams: int,
                batch_size: int, device: torch.device) -> Tensor:
-    """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are split over the ranks."""
-    mine = range(rank(), len(samples), world_size())
+    """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are split over the ranks.
+
+    Users with histories of like length share a batch, so that little of it is padding, the longest first.
+    """
+    order = np.argsort(-np.minimum(samples.histories.lengths, samples.builder.max_history_items), kind="stable")
+    mine = order[rank()::world_size()].tolist()
     loader = DataLoader(Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id))
     ranks, started, spoke = [], time.monotonic(), time.monotonic()
     for batch in loader:
@@ -99,18 +105,18 @@ def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTri
             rate = num_done / (spoke - started)
             logger.info("%d of %d users, %.1f users/s, %.0f s left", num_done * world_size(), len(samples),
                         rate * world_size(), (len(mine) - num_done) / rate)
-    return _gather(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64), len(samples))
+    return _gather(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64), torch.from_numpy(order))
 
 
-def _gather(ranks: Tensor, num_users: int) -> Tensor:
+def _gather(ranks: Tensor, order: Tensor) -> Tensor:
     """Every process's share, put back in user order. Each user is there once, whatever the number of processes."""
-    if world_size() == 1:
-        return ranks
-    shares: list = [None] * world_size()
-    dist.all_gather_object(shares, ranks)
-    merged = torch.full((num_users,), -1, dtype=torch.int64)
+    shares: list = [ranks]
+    if world_size() > 1:
+        shares = [None] * world_size()
+        dist.all_gather_object(shares, ranks)
+    merged = torch.full((len(order),), -1, dtype=torch.int64)
     for process, share in enumerate(shares):
-        merged[process::world_size()] = share
+        merged[order[process::world_size()]] = share
     return merged
 
 
@@ -140,7 +146,7 @@ def main(argv: list[str]) -> None:
                 "num_items": task.dataset.num_items, "num_beams": arguments.num_beams, "data": config.data,
                 "checkpoint": str(Path(arguments.model).resolve()), "dtype": str(model.dtype).split(".")[-1]}
     if rank() == 0:
-        write_ranking(arguments.output or Path(arguments.model) / "ranking.json", metrics, protocol)
+        write_ranking(arguments.output or Path(arguments.model) / "ranking.json", metrics, protocol, ranks)
         print(format_table({Path(arguments.model).parent.name or arguments.model: metrics}, tuple(metrics)), flush=True)
 
 

@@ -48,7 +48,7 @@ def measure(dataset: InteractionDataset, score, name: str, output: Path) -> dict
                        for i in range(0, len(histories), 256)])
     metrics = ranking_metrics(ranks, CUTOFFS)
     write_ranking(output, metrics, {"catalogue": "full ranking", "split": "test", "num_users": len(ranks),
-                                    "num_items": dataset.num_items, "method": name})
+                                    "num_items": dataset.num_items, "method": name}, ranks)
     return metrics
 
 

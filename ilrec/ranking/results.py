@@ -1,4 +1,7 @@
-"""ranking.json: metrics together with the protocol that they were measured under, and the table people read."""
+"""ranking.json: metrics together with the protocol that they were measured under, and the table people read.
+
+Beside it ranking.npy, the target's rank for each user, for tests between methods (a paired bootstrap) and for looking closer.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 CUTOFFS = (1, 5, 10, 20)
 
 
-def write_ranking(path: str | Path, metrics: Mapping[str, float], protocol: Mapping[str, Any]) -> None:
-    """Beside and renamed: a reader never sees half a file."""
+def write_ranking(path: str | Path, metrics: Mapping[str, float], protocol: Mapping[str, Any], ranks_U: Tensor) -> None:
+    """Both files beside and renamed, metrics last. ranks_U: int64 [users], in the data set's order of users."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.tmp.npy")
+    np.save(beside, ranks_U.numpy())
+    os.replace(beside, path.with_suffix(".npy"))
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_text(json.dumps({"metrics": dict(metrics), "protocol": dict(protocol)}, indent=2) + "\n", encoding="utf-8")
     os.replace(beside, path)
