@@ -64,14 +64,19 @@ def write_prepared(dataset: InteractionDataset, directory: str | Path, about: di
         write_text(beside / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_new(directory: Path) -> None:
+    """InputError where `directory` exists and is not empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory}: exists already; expected a new or an empty directory: remove it or name another")
+
+
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
     """A directory to fill, beside `directory`; it becomes that one when the block ends well, and goes when it does not.
 
-    Raises InputError where `directory` exists and is not empty.
+    Raises InputError as check_new does.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: exists already; expected a new or an empty directory: remove it or name another")
+    check_new(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
     try:
