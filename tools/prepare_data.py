@@ -5,7 +5,7 @@
     python tools/prepare_data.py --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
 
 Files are JSON lines, CSV, TSV (each also .gz) or Parquet, as their names say. A malformed line is named and ends the import, or is
-skipped up to --max_bad_lines; nothing half written remains.
+skipped up to --max_bad_lines; nothing half written remains, also when the import is interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from ilrec.data.dataset import MIN_ITEMS_PER_USER, InteractionDataset
 from ilrec.data.importers import PRESETS, BadLines, Columns, read_files, read_titles
 from ilrec.data.interactions import read_interactions
 from ilrec.data.preparation import Filters, format_statistics, prepare, statistics, with_titles
-from ilrec.data.prepared import check_new, write_prepared
+from ilrec.data.prepared import check_new, new_directory, write_prepared
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
 
@@ -67,13 +69,25 @@ def named_columns(arguments: argparse.Namespace) -> Columns:
     return Columns(**given)
 
 
+def check_paths(arguments: argparse.Namespace) -> None:
+    """What would otherwise be found out after an hour of reading."""
+    for path in (*arguments.interactions, *filter(None, [arguments.items])):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or directory")
+    check_new(arguments.output)
+    parent = next(path for path in arguments.output.resolve().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{arguments.output}: cannot be written, {parent} is not a directory that you may write to; name another")
+
+
+def named_filters(arguments: argparse.Namespace) -> Filters:
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Filters)}
+    return Filters(**{name: value for name, value in given.items() if value is not None})
+
+
 def import_files(arguments: argparse.Namespace, bad: BadLines) -> tuple[InteractionDataset, dict[str, int]]:
     """Files through all filters; how many interactions each removed."""
-    columns = named_columns(arguments)
-    given = {name: getattr(arguments, name) for name in ("k_core", "repeats", "min_items", "max_items")}
-    filters = Filters(**{name: value for name, value in given.items() if value is not None})
-    if arguments.items is not None and not arguments.items.exists():
-        raise InputError(f"{arguments.items}: no such file")  # said before an hour of reading
+    columns, filters = named_columns(arguments), named_filters(arguments)
     raw = read_files(arguments.interactions, columns, bad, arguments.min_rating)
     logger.info("%s interactions of %s users with %s items read", f"{len(raw.users):,}", f"{len(raw.user_names):,}",
                 f"{len(raw.item_names):,}")
@@ -95,10 +109,19 @@ def import_directory(arguments: argparse.Namespace) -> InteractionDataset:
     return dataclasses.replace(dataset, name=arguments.name or dataset.name)
 
 
+def write(dataset: InteractionDataset, output: Path, about: dict[str, Any], indices: list[Path]) -> None:
+    """The prepared directory, semantic IDs and all, or nothing."""
+    with new_directory(output) as beside:
+        write_prepared(dataset, beside, about)
+        for index in indices:
+            shutil.copyfile(index, beside / index.name)
+
+
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
-    check_new(arguments.output)
-    bad, removed = BadLines(arguments.max_bad_lines), {}
+    check_paths(arguments)
+    bad = BadLines(arguments.max_bad_lines)
+    removed: dict[str, int] = {}
     directory = arguments.interactions[0] if arguments.interactions[0].is_dir() else None
     if directory:
         dataset = import_directory(arguments)
@@ -109,11 +132,13 @@ def main(argv: list[str]) -> None:
         found["malformed lines skipped"] = bad.found
     found |= {f"removed by {step}": count for step, count in removed.items() if count}
     found["users left out"] = dataset.num_dropped_users
-    write_prepared(dataset, arguments.output, {"command": [Path(sys.argv[0]).name, *argv], "statistics": found})
-    for index in sorted(directory.glob("*.index.json")) if directory else []:
-        shutil.copyfile(index, arguments.output / index.name)
+    about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv], "statistics": found}
+    if not directory:
+        about["filters"] = dataclasses.asdict(named_filters(arguments)) | {"min_rating": arguments.min_rating}
+    write(dataset, arguments.output, about, sorted(directory.glob("*.index.json")) if directory else [])
     print(format_statistics(found), flush=True)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit cleans up; the signal's own end does not
     run_entry(main)

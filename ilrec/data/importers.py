@@ -8,12 +8,14 @@ Shapes: E interactions.
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import io
 import json
 import logging
 import math
+import re
 import time
 import zlib
 from array import array
@@ -34,6 +36,8 @@ SECONDS_BETWEEN_PROGRESS = 10
 LINES_BETWEEN_CLOCKS = 10_000
 MAX_WARNINGS = 20
 PARQUET_BATCH_ROWS = 65_536
+SHOWN_CHARACTERS = 80  # of a wrong value
+SURROGATES = re.compile("[\ud800-\udfff]")  # half a character, as JSON's \ud83d alone: no text file can hold it
 
 Record = tuple[int, tuple[Any, ...]]  # line (or row) number, the wanted fields
 
@@ -63,6 +67,10 @@ class BadLines:
 
     allowed: int
     found: int = 0
+
+    def __post_init__(self) -> None:
+        if self.allowed < 0:
+            raise InputError(f"max_bad_lines: expected 0 or more, got {self.allowed}")
 
     def add(self, path: Path, line: int, reason: str) -> None:
         """Raises InputError for the first that is not allowed any more."""
@@ -112,6 +120,9 @@ def read_files(paths: Sequence[Path], columns: Columns, bad: BadLines, min_ratin
                 raw.num_below_rating += 1
             else:
                 raw.add(*parsed)
+    if not raw.users:
+        below_all = f": all {raw.num_below_rating:,} are rated below {min_rating:g}, lower --min_rating" if raw.num_below_rating else ""
+        raise InputError(f"{', '.join(map(str, paths))}: expected at least one interaction, found none{below_all}")
     return raw
 
 
@@ -142,6 +153,9 @@ def records(path: Path, columns: Sequence[str], bad: BadLines, optional: str = "
         raise InputError(f"{path}: is a directory; give files of one kind, or one directory alone") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged or incomplete gzip ({error}); download it again") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not readable ({' '.join(str(error).split())[:200]}); "
+                         "check that it is complete and that you may read it") from None
 
 
 def _read_json_lines(path: Path, columns: Sequence[str], bad: BadLines, optional: str) -> Iterator[Record]:
@@ -149,8 +163,8 @@ def _read_json_lines(path: Path, columns: Sequence[str], bad: BadLines, optional
         if not text.strip():
             continue
         try:
-            content = json.loads(text)
-        except ValueError as error:  # UnicodeDecodeError is one
+            content = _parse_line(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # UnicodeDecodeError is a ValueError
             bad.add(path, line, f"not valid JSON ({error})")
             continue
         if not isinstance(content, dict):
@@ -163,8 +177,19 @@ def _read_json_lines(path: Path, columns: Sequence[str], bad: BadLines, optional
         yield line, tuple(content.get(name) for name in columns)
 
 
+def _parse_line(text: bytes) -> Any:
+    """JSON, or the Python literal that Amazon's files of 2014 have in its place."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        if not text.startswith(b"{'"):
+            raise
+    return ast.literal_eval(text.decode())
+
+
 def _read_csv(path: Path, columns: Sequence[str], bad: BadLines, optional: str, delimiter: str = ",") -> Iterator[Record]:
-    rows = csv.reader((text.decode("utf-8-sig" if line == 1 else "utf-8") for line, text in _lines(path)), delimiter=delimiter)
+    texts = (text.decode("utf-8-sig" if line == 1 else "utf-8") for line, text in _lines(path))
+    rows = csv.reader(texts, delimiter=delimiter, strict=True)  # else a quote that is never closed swallows all lines after it
     header: list[str] | None = None
     while True:
         line = rows.line_num + 1  # where the record begins: a quoted field may hold line breaks
@@ -172,8 +197,11 @@ def _read_csv(path: Path, columns: Sequence[str], bad: BadLines, optional: str, 
             row = next(rows)
         except StopIteration:
             break
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path}:{line}: not readable as UTF-8 CSV ({error})") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{rows.line_num + 1}: not UTF-8 ({error}); save the file as UTF-8") from None
+        except csv.Error as error:
+            bad.add(path, line, f"not valid CSV ({error})")
+            continue
         if header is None:
             header = row
             positions = [_position(path, header, name) for name in columns]
@@ -190,19 +218,21 @@ def _read_tsv(path: Path, columns: Sequence[str], bad: BadLines, optional: str) 
 
 
 def _read_parquet(path: Path, columns: Sequence[str], bad: BadLines, optional: str) -> Iterator[Record]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not readable as Parquet ({' '.join(str(error).split())[:200]})") from None
+    file = pq.ParquetFile(path)
     for name in columns:
         _position(path, file.schema_arrow.names, name)
     progress, row = Progress(path, file.metadata.num_rows, "rows"), 0
     for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=list(dict.fromkeys(columns))):
-        fields = batch.to_pydict()
+        fields = {name: _plain(batch.column(name)).to_pylist() for name in columns}
         for values in zip(*(fields[name] for name in columns), strict=True):
             row += 1
             yield row, values
         progress.say(row, row)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Times that Parquet has a type for, as whole numbers; all else as it is."""
+    return column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
 
 
 READERS: dict[str, Callable[[Path, Sequence[str], BadLines, str], Iterator[Record]]] = {
@@ -248,15 +278,18 @@ def _name(value: Any, column: str) -> str:
     if isinstance(value, str):
         value = value.strip()
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise ValueError(f"{column}: expected a name or a whole number, got {value!r}")
-    return str(value)
+        raise ValueError(f"{column}: expected a name or a whole number, got {repr(value)[:SHOWN_CHARACTERS]}")
+    name = str(value)
+    if not name.isascii() and SURROGATES.search(name):
+        raise ValueError(f"{column}: expected Unicode text, got {ascii(name)[:SHOWN_CHARACTERS]}")
+    return name
 
 
 def _number(value: Any, column: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{column}: expected a number, 0 or more, got {value!r}")
+        raise ValueError(f"{column}: expected a number, 0 or more, got {repr(value)[:SHOWN_CHARACTERS]}")
     return number

@@ -11,7 +11,6 @@ from __future__ import annotations
 import html
 import logging
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,9 @@ from ilrec.errors import InputError
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+# Spelled out, because Unicode's categories grow from one Python version to the next. Joiners stay: emoji and scripts need them.
+UNSEEN = re.compile("[\u00ad\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")  # soft hyphen, directions: inside words
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b\ud800-\udfff]")
 QUANTILES = (0.25, 0.5, 0.75, 0.95)
 
 
@@ -34,13 +36,19 @@ QUANTILES = (0.25, 0.5, 0.75, 0.95)
 class Filters:
     """k_core: least interactions of a user and of an item. repeats: first or all of a user's interactions with one item.
 
-    min_items, max_items: per user; max_items 0 keeps all, else the newest.
+    min_items, max_items: per user; max_items 0 keeps all, else the newest. Raises InputError where users could not be split.
     """
 
     k_core: int = 5
     repeats: str = "first"
     min_items: int = MIN_ITEMS_PER_USER
     max_items: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("k_core", 0), ("min_items", MIN_ITEMS_PER_USER), ("max_items", MIN_ITEMS_PER_USER)):
+            value = getattr(self, name)
+            if value < least and (name, value) != ("max_items", 0):
+                raise InputError(f"{name}: expected {least} or more, got {value}")
 
 
 def prepare(raw: RawInteractions, name: str, filters: Filters) -> tuple[InteractionDataset, dict[str, int]]:
@@ -62,10 +70,9 @@ def prepare(raw: RawInteractions, name: str, filters: Filters) -> tuple[Interact
 
 def _steps(filters: Filters) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
     """Each step in order: users_E and items_E, ordered by user and time -> bool [E], what is kept."""
-    min_items = max(filters.min_items, MIN_ITEMS_PER_USER)
     steps: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         "k_core": lambda users_E, items_E: k_core(users_E, items_E, filters.k_core),
-        "min_items": lambda users_E, items_E: np.bincount(users_E, minlength=1)[users_E] >= min_items}
+        "min_items": lambda users_E, items_E: np.bincount(users_E, minlength=1)[users_E] >= filters.min_items}
     if filters.repeats == "first":
         steps = {"repeats": _first_of_each, **steps}
     if filters.max_items:
@@ -82,8 +89,7 @@ def with_titles(dataset: InteractionDataset, raw_titles: Mapping[str, str]) -> I
 def clean_title(title: str) -> str:
     """HTML entities (also doubly escaped) resolved, tags and control characters out, one space between words."""
     text = TAG.sub(" ", html.unescape(html.unescape(title)))
-    text = "".join(" " if unicodedata.category(letter).startswith("C") else letter for letter in text)
-    return " ".join(text.split())
+    return " ".join(CONTROL.sub(" ", UNSEEN.sub("", text)).split())
 
 
 def statistics(dataset: InteractionDataset) -> dict[str, Any]:

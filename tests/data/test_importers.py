@@ -61,11 +61,30 @@ def test_presets_read_the_releases_fields(tmp_path: Path):
     assert read_titles(meta, PRESETS["amazon_2023"], ["B2"], BadLines(0)) == {"B2": ""}
 
 
+def test_python_literals_of_amazon_2014(tmp_path: Path):
+    """The metadata of 2014 are Python's repr, one dict a line: None and single quotes, which JSON has not."""
+    items = [{"asin": "B1", "title": "It's", "price": None}, {"asin": "B2", "title": 'Say "so"'}, {"asin": "B3"}]
+    meta = write(tmp_path / "meta.json.gz", "".join(repr(item) + "\n" for item in items))
+    titles = read_titles(meta, PRESETS["amazon_2018"], ["B1", "B2", "B3"], BadLines(0))
+    assert titles == {"B1": "It's", "B2": 'Say "so"', "B3": ""}
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("ms", tz="UTC"), pa.timestamp("ns")])
+def test_parquet_times(tmp_path: Path, kind: pa.DataType):
+    """A timestamp is its whole number in the column's own unit."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"u": ["a", "b"], "i": [1, 2], "t": pa.array([1_500_000_000, 3], pa.int64()).cast(kind)}), path)
+    unit = 1000 if kind.unit == "s" else 1  # Parquet has no seconds: pyarrow writes milliseconds
+    assert found(path) == [("a", "1", 1_500_000_000 * unit), ("b", "2", 3 * unit)]
+
+
 def test_numbers_as_names_and_ratings(tmp_path: Path):
     path = write(tmp_path / "x.jsonl", '{"u": 7, "i": 8, "t": "5", "r": 4}\n{"u": 7, "i": 9, "t": 6, "r": 2}\n')
     assert found(path) == [("7", "8", 5), ("7", "9", 6)]
     raw = read_files([path], COLUMNS, BadLines(0), min_rating=3)
     assert (list(raw.item_names), raw.num_below_rating) == (["8"], 1)
+    with pytest.raises(InputError, match=r"x\.jsonl: expected at least one .*: all 2 are rated below 4\.5, lower --min_rating"):
+        read_files([path], COLUMNS, BadLines(0), min_rating=4.5)
 
 
 GOOD = '{"u": "a", "i": "x", "t": 1}\n'
@@ -73,7 +92,7 @@ GOOD = '{"u": "a", "i": "x", "t": 1}\n'
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("x.jsonl", GOOD + "{oops\n", r"x\.jsonl:2: not valid JSON"),
-    ("x.jsonl", GOOD + "{'u': 'a'}\n", r"x\.jsonl:2: not valid JSON"),
+    ("x.jsonl", GOOD + "{'u': 'a'}\n", r"x\.jsonl:2: no field 'i'; it has u"),
     ("x.jsonl", GOOD.encode() + b'{"u": "\xe9"}\n', r"x\.jsonl:2: not valid JSON .*utf-8"),
     ("x.jsonl", GOOD + "[1]\n", r"x\.jsonl:2: expected a JSON object, got a list"),
     ("x.jsonl", GOOD + '{"u": "a", "t": 1}\n', r"x\.jsonl:2: no field 'i'; it has u, t"),
@@ -82,7 +101,13 @@ GOOD = '{"u": "a", "i": "x", "t": 1}\n'
     ("x.jsonl", GOOD + '{"u": "a", "i": "x", "t": "soon"}\n', r"x\.jsonl:2: t: expected a number, 0 or more, got 'soon'"),
     ("x.jsonl", GOOD + '{"u": "a", "i": "x", "t": NaN}\n', r"x\.jsonl:2: t: expected a number"),
     ("x.jsonl", GOOD + '{"u": "a", "i": "x", "t": -1}\n', r"x\.jsonl:2: t: expected a number"),
+    ("x.jsonl", GOOD + '{"u": "a", "i": "x", "t": 1' + "0" * 400 + "}\n", r"x\.jsonl:2: t: expected a number, .* got 10{79}"),
+    ("x.jsonl", GOOD + '{"u": "a\\ud83d", "i": "x", "t": 1}\n', r"x\.jsonl:2: u: expected Unicode text, got 'a\\ud83d'"),
+    ("x.jsonl", GOOD + "[" * 100_000 + "\n", r"x\.jsonl:2: not valid JSON"),
+    ("x.jsonl", GOOD + "{'u': open('x')}\n", r"x\.jsonl:2: not valid JSON \(malformed node"),
+    ("x.jsonl", GOOD + "{'u': 'a'\n", r"x\.jsonl:2: not valid JSON \('\{' was never closed"),
     ("x.csv", 'u,i,t\n"a\nb",x,1\na,x\n', r"x\.csv:4: expected 3 fields as in the header, got 2"),
+    ("x.csv", 'u,i,t\na,x,1\na,"x\ny,2\nb,y,3\n', r"x\.csv:3: not valid CSV \(unexpected end of data\)"),
 ])
 def test_a_bad_line_is_named_or_skipped(tmp_path: Path, name: str, text: str | bytes, message: str):
     path = write(tmp_path / name, text)
@@ -102,9 +127,10 @@ def test_more_bad_lines_than_allowed(tmp_path: Path, caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("x.csv", "u,i,when\n", r"x\.csv:1: expected a column 't', found u, i, when"),
     ("x.csv", "", r"x\.csv:1: empty file; expected a header with u, i, t"),
-    ("x.csv", b"u,i,t\na,\xe9,1\n", r"x\.csv:2: not readable as UTF-8 CSV"),
+    ("x.csv", b"u,i,t\na,\xe9,1\n", r"x\.csv:2: not UTF-8 .*; save the file as UTF-8"),
     ("x.txt", "", r"x\.txt: expected a name that ends in \.jsonl"),
-    ("x.parquet", "no", r"x\.parquet: not readable as Parquet"),
+    ("x.parquet", "no", r"x\.parquet: not readable \(.*; check that it is complete"),
+    ("x.jsonl", "\n", r"x\.jsonl: expected at least one interaction, found none$"),
     ("none.jsonl", None, r"none\.jsonl: no such file"),
 ])
 def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: str | bytes | None, message: str):
@@ -112,6 +138,28 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: str | bytes
         write(tmp_path / name, text)
     with pytest.raises(InputError, match=message):
         found(tmp_path / name, bad=BadLines(100))
+
+
+def test_a_line_after_a_skipped_one_is_read(tmp_path: Path):
+    """csv.reader goes on behind a line that it refuses; u, i and t of the two others are found."""
+    path = write(tmp_path / "x.csv", 'u,i,t\na,x,1\n"b"c,y,2\nd,z,3\n')
+    assert found(path, bad=BadLines(1)) == [("a", "x", 1), ("d", "z", 3)]
+
+
+def test_damaged_parquet(tmp_path: Path):
+    """The footer is whole, the first column's page is not."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"u": [str(i * i) for i in range(10_000)], "i": range(10_000), "t": range(10_000)}), path)
+    content = bytearray(path.read_bytes())
+    content[1000:5000] = b"\xff" * 4000
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.parquet: not readable \("):
+        found(path)
+
+
+def test_bad_lines_are_not_fewer_than_none():
+    with pytest.raises(InputError, match="max_bad_lines: expected 0 or more, got -1"):
+        BadLines(-1)
 
 
 def test_truncated_gzip(tmp_path: Path):

@@ -44,6 +44,16 @@ def test_lengths():
     assert removed == {"repeats": 0, "k_core": 0, "min_items": 5, "max_items": 1} and dataset.num_dropped_users == 2
 
 
+FEWER = [("k_core", -1, 0), ("min_items", 2, 3), ("max_items", 2, 3), ("max_items", -1, 3)]
+
+
+@pytest.mark.parametrize(("name", "value", "least"), FEWER)
+def test_filters_that_leave_users_without_three_items(name: str, value: int, least: int):
+    """A user's last item is for the test, the one before for validation: fewer than three leave none to train on."""
+    with pytest.raises(InputError, match=f"^{name}: expected {least} or more, got {value}$"):
+        Filters(**{name: value})
+
+
 def test_numbers_do_not_depend_on_the_order_of_the_file():
     rows = [(user, item, when) for user in ("10", "9") for when, item in enumerate(("b", "a", "c"))]
     one, other = (prepare(raw_of(given), "own", NONE)[0] for given in (rows, rows[3:] + rows[:3]))
@@ -81,7 +91,8 @@ def test_nothing_left_says_what_removed_it():
 
 @pytest.mark.parametrize(("title", "clean"), [
     ("Tom &amp;amp; Jerry&#39;s", "Tom & Jerry's"), ("a\x00b\tc\u200bd\n e", "a b c d e"), ("<b>Bold</b> 3 < 4", "Bold 3 < 4"),
-    ("  &nbsp; ", ""), ("Dreißig é", "Dreißig é")])
+    ("  &nbsp; ", ""), ("Dreißig é", "Dreißig é"), ("co\u00adoperate\ufeff", "cooperate"), ("half \ud83d emoji", "half emoji"),
+    ("\U0001f469\u200d\U0001f52c", "\U0001f469\u200d\U0001f52c")])
 def test_titles_are_cleaned(title: str, clean: str):
     assert clean_title(title) == clean
 

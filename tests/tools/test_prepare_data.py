@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import tools_path  # noqa: F401  (puts tools/ on the path)
 from conftest import NUM_ITEMS, ROOT, launch
 from prepare_data import main
 
+from ilrec.data import prepared
 from ilrec.data.interactions import read_interactions
 from ilrec.errors import InputError
 from ilrec.train import train
@@ -63,12 +65,47 @@ def test_a_bad_line_leaves_nothing_behind(tmp_path, capsys):
     assert ["malformed", "lines", "skipped", "1"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("where", "name"), [(prepared, "fingerprint_of"), (shutil, "copyfile")])
+def test_an_interruption_leaves_nothing_behind(data, tmp_path, monkeypatch, where, name):
+    """While the files are written, and when all but the semantic IDs are there."""
+    monkeypatch.setattr(where, name, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(["--interactions", str(data), "--output", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.launch
+def test_a_cancelled_job_leaves_nothing_behind(tmp_path):
+    """SIGTERM, as SLURM sends it, comes between the .arrow files and dataset.json."""
+    program = ("import os, runpy, signal, sys; from ilrec.data import prepared; "
+               "prepared.fingerprint_of = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+               "runpy.run_path('tools/prepare_data.py', run_name='__main__')")
+    result = launch("python", "-c", program, *words(tmp_path))
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.jsonl", "reviews.jsonl"]
+
+
+def test_how_the_data_were_made_is_recorded(tmp_path):
+    """The filters as they were used, also those that nobody named."""
+    main(words(tmp_path, "--max_items", "6", "--min_rating", "4"))
+    about = json.loads((tmp_path / "out" / "dataset.json").read_text())["about"]
+    assert about["filters"] == {"k_core": 5, "repeats": "first", "min_items": 3, "max_items": 6, "min_rating": 4.0}
+    assert about["statistics"]["removed by max_items"] == 12 * 2 and about["command"][-2:] == ["--min_rating", "4"]
+
+
 @pytest.mark.parametrize(("more", "message"), [
     (["--output", "FULL"], r"full: exists already"),
-    (["--items", "no.jsonl"], r"no\.jsonl: no such file"),
+    (["--output", "meta.jsonl/out"], r"out: cannot be written, .*meta\.jsonl is not a directory"),
+    (["--interactions", "reviews.jsonl", "no.jsonl"], r"no\.jsonl: no such file or directory"),
+    (["--items", "no.jsonl"], r"no\.jsonl: no such file or directory"),
     (["--k_core", "50"], r"out: no interaction is left of 96 \(removed by repeats 0, k_core 96"),
 ])
-def test_refusals(tmp_path, more, message):
+def test_refusals(tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "full" / "mine").mkdir(parents=True)
     with pytest.raises(InputError, match=message):
         main(words(tmp_path, *(str(tmp_path / "full") if word == "FULL" else word for word in more)))
