@@ -57,7 +57,8 @@ def test_seeds_are_paired_where_both_rows_have_them(tmp_path):
     ranks = np.full(100, 50)
     better = ranks.copy()
     better[0] = 1
-    results = {"A": [result(tmp_path, "A", 0, better), result(tmp_path, "A", 1, np.ones(100, dtype=int))], "B": [result(tmp_path, "B", 0, ranks)]}
+    results = {"A": [result(tmp_path, "A", 0, better), result(tmp_path, "A", 1, np.ones(100, dtype=int))],
+               "B": [result(tmp_path, "B", 0, ranks)]}
     found = {c.metric: c for c in compare(grid_of(tmp_path, "A", "B"), results)}
     assert found["hit@10"].difference == pytest.approx(0.01) and found["hit@10"].num_seeds == (1, 1)
     assert found["hit@10"].low == 0.0 and found["hit@10"].p > 0.05
@@ -65,7 +66,8 @@ def test_seeds_are_paired_where_both_rows_have_them(tmp_path):
 
 def test_report_has_each_row_and_says_what_is_missing(tmp_path):
     generator = np.random.default_rng(2)
-    results = {name: [result(tmp_path, name, seed, generator.integers(1, top, 300)) for seed in (0, 1)] for name, top in (("A", 20), ("B", 90))}
+    results = {name: [result(tmp_path, name, seed, generator.integers(1, top, 300)) for seed in (0, 1)]
+               for name, top in (("A", 20), ("B", 90))}
     path = write_report(grid_of(tmp_path, "A", "B", "C"), results, tmp_path / "out", ["grid.yaml", "--data", "/far/away/Instruments"])
     text = path.read_text()
     assert (tmp_path / "out/tiny.png").stat().st_size > 10_000
