@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import logging
 import os
@@ -20,6 +21,9 @@ from ilrec.errors import InputError
 BAD_INPUT = 2
 # Longer than the launchers take to end the other ranks once one has exited (deepspeed and torchrun poll within a second).
 LAUNCHER_GRACE_SECONDS = 5
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# What gloo and the store say where torch.distributed.DistError is not raised.
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "numpy", "flash-attn", "triton")
 
 
@@ -31,24 +35,34 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def run_entry(main: Callable[[list[str]], None]) -> None:
-    """Run `main(argv)`. Bad input: its message once, non-zero exit on every rank. A bug keeps its traceback."""
+def run_entry(main: Callable[[list[str]], int | None]) -> None:
+    """Run `main(argv)`, which returns the exit status (None: 0). Bad input: one message, non-zero everywhere. A bug: its traceback."""
     logging.basicConfig(level=logging.INFO if rank() == 0 else logging.ERROR, stream=sys.stderr,
                         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "filelock", "deepspeed", "DeepSpeed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        main(sys.argv[1:])
+        status = main(sys.argv[1:])
     except InputError as error:
         if rank() != 0:
             # Where rank 0 met the same error, it has said so and the launcher ends this process while it waits.
             time.sleep(LAUNCHER_GRACE_SECONDS)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(BAD_INPUT)
-    leave_process_group()
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        print(f"error: {error.filename or 'a file'}: no space left on the disk (or over quota)", file=sys.stderr, flush=True)
+        sys.exit(BAD_INPUT)
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        print(f"error: rank {rank()}: another rank has ended, which says why", file=sys.stderr, flush=True)
+        os._exit(1)
+    leave_process_group(status or 0)
 
 
-def leave_process_group() -> None:
+def leave_process_group(status: int = 0) -> None:
     """The end of a process that a launcher started and that has done its work; nothing for one that runs alone.
 
     Without the interpreter's own end, in which a library's thread now and then aborts the process ("terminate called without an
@@ -59,7 +73,14 @@ def leave_process_group() -> None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
+    if status:
+        sys.exit(status)
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """A collective operation that failed because a rank is gone: the cause is in that rank's message, not here."""
+    return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in LOST_PEER)
 
 
 def environment(argv: list[str]) -> dict[str, object]:

@@ -17,14 +17,14 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
@@ -46,14 +46,24 @@ from ilrec.data.batches import TokenBudgetSampler
 from ilrec.data.collators import TrainingCollator, flattening_collator
 from ilrec.data.samples import EvaluationSamples, SampleBuilder
 from ilrec.data.task import RecommendationTask, item_trie, load_task
-from ilrec.entry import environment, run_entry, world_size
+from ilrec.entry import environment, rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter
 from ilrec.ops.backends import why_unavailable
 from ilrec.training import zero3
-from ilrec.training.resume import find_checkpoint
+from ilrec.training.checkpoints import (
+    RunLock,
+    find_checkpoint,
+    forget_unfinished,
+    full_disk_is_said,
+    publish,
+    staging,
+)
+from ilrec.training.nonfinite import IdentifiedCollator
+from ilrec.training.stop import STOPPED, StopRequest
 from ilrec.training.trainer import ILRecTrainer, RewardCollator
 
+FINAL = "final"
 logger = logging.getLogger("ilrec.train")
 
 
@@ -125,28 +135,35 @@ def reward_collators(config: TrainConfig, task: RecommendationTask, builder: Sam
 
 
 def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleBuilder, model: PreTrainedModel | PeftModel,
-                 arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> ILRecTrainer:
+                 arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase, callbacks: Sequence[TrainerCallback] = (),
+                 ) -> ILRecTrainer:
     """Samples in batches: of a number of samples, or by token budget, padded or flattened."""
     samples = task.training_samples(builder)
     log_sizes(model, samples, task)
     with_rewards = reward_collators(config, task, builder)
-    collate = batch_collate = with_rewards(TrainingCollator(tokenizer.pad_token_id))
+    collate = batch_collate = IdentifiedCollator(with_rewards(TrainingCollator(tokenizer.pad_token_id)))
     sampler = None
     if config.data.max_tokens_per_batch:
         flash = model.config._attn_implementation == FLASH_ATTENTION
         flattened = config.data.batch_layout == "flattened" or (config.data.batch_layout == "auto" and flash)
         if flattened:
-            batch_collate = with_rewards(flattening_collator(boundaries=flash))
+            batch_collate = IdentifiedCollator(with_rewards(flattening_collator(boundaries=flash)))
         sampler = TokenBudgetSampler(samples.num_tokens(), config.data.max_tokens_per_batch, flattened, config.training.seed,
                                      arguments.process_index, arguments.world_size)
         logger.info("%s micro-steps an epoch and rank, %.1f%% of the tokens processed are real", f"{len(sampler):,}",
                     100 * sampler.real_token_share)
     validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
     trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation, data_collator=collate,
-                           processing_class=tokenizer, batch_sampler=sampler, batch_collator=batch_collate)
+                           processing_class=tokenizer, callbacks=list(callbacks), batch_sampler=sampler, batch_collator=batch_collate,
+                           facts=run_facts(config, task))
     if trainer.is_world_process_zero():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))))
     return trainer
+
+
+def run_facts(config: TrainConfig, task: RecommendationTask) -> dict[str, Any]:
+    """What a checkpoint must share with the run that goes on from it: the samples and their order."""
+    return {**task.identity(), "seed": config.training.seed}
 
 
 def find_source(config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments) -> ModelSource:
@@ -170,13 +187,16 @@ def write_run_directory(config: TrainConfig, ds_config: dict | None, argv: list[
     write_text(directory / "environment.json", json.dumps(environment(argv) | {"data": task.dataset.fingerprint}, indent=2) + "\n")
 
 
-def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationTask) -> None:
-    """final/: model or adapter, tokenizer, and what ranking needs to render users and items the same way."""
-    final = Path(config.training.output_dir) / "final"
-    trainer.save_model(str(final))
-    if trainer.is_world_process_zero():
-        task.write_item_index(final / "item_index.json")
-        write_yaml(final / "ilrec.yaml", config)
+def save_final(trainer: Trainer, config: TrainConfig, task: RecommendationTask) -> None:
+    """final/: model or adapter, tokenizer, and what ranking needs to render users and items the same way; all of it or nothing."""
+    output_dir = config.training.output_dir
+    directory = staging(output_dir) / FINAL
+    with full_disk_is_said(output_dir):
+        trainer.save_model(str(directory))
+        if trainer.is_world_process_zero():
+            task.write_item_index(directory / "item_index.json")
+            write_yaml(directory / "ilrec.yaml", config)
+        publish(output_dir, FINAL, {"step": trainer.state.global_step, **run_facts(config, task)})
 
 
 def log_sizes(model: torch.nn.Module, samples: Sized, task: RecommendationTask) -> None:
@@ -187,22 +207,25 @@ def log_sizes(model: torch.nn.Module, samples: Sized, task: RecommendationTask) 
                 *(f"{n:,}" for n in (task.dataset.num_users, task.dataset.num_items, len(samples), count(False), count(True))))
 
 
-def train(argv: list[str]) -> None:
+def train(argv: list[str]) -> int:
+    """The exit status: 0, or STOPPED where a signal ended the run after a checkpoint."""
     config, ds_path = parse_arguments(argv)
     ds_config = None
     if ds_path:
         zero3.prepare_environment()
         ds_config = zero3.read_ds_config(ds_path, config.flat(), choose_dtype(config.model.dtype), world_size())
     task = load_task(config.data)
-    checkpoint = find_checkpoint(config.training.output_dir, config.training.resume)
     if not is_materialised(config.model):
         find_model(config.model.model)  # a wrong path is said before anything starts
     arguments = training_arguments(config, ds_config)
     unavailable = why_unavailable(config.objective.backend, arguments.device, torch.float32)
     if unavailable:
         raise InputError(f"backend: {unavailable}")
+    lock = RunLock(config.training.output_dir) if rank() == 0 else None
+    checkpoint = find_checkpoint(config.training.output_dir, config.training.resume, run_facts(config, task))
     zero3.prepare_sharded_loading()
-    if arguments.process_index == 0:
+    if lock:
+        forget_unfinished(config.training.output_dir)
         write_run_directory(config, ds_config, argv, task)
     set_seed(config.training.seed)
     source = find_source(config, task, arguments)
@@ -211,9 +234,15 @@ def train(argv: list[str]) -> None:
     add_tokens(tokenizer, item_tokens, config)
     builder = task.sample_builder(tokenizer)
     model = load_model(config, source, tokenizer, item_tokens, builder.item_token_ids())
-    trainer = make_trainer(config, task, builder, model, arguments, tokenizer)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    save_final(trainer, config, task)
+    with StopRequest() as stop:
+        trainer = make_trainer(config, task, builder, model, arguments, tokenizer, [stop])
+        trainer.train(resume_from_checkpoint=checkpoint)
+        state = trainer.state
+        if stop.is_stopping and state.global_step < state.max_steps:
+            logger.warning("stopped after step %d of %d; the same command goes on", state.global_step, state.max_steps)
+            return STOPPED
+        save_final(trainer, config, task)
+    return 0
 
 
 if __name__ == "__main__":

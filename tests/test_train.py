@@ -19,7 +19,7 @@ from ilrec.errors import InputError
 from ilrec.model import add_item_tokens, attach_objective, load_adapter
 from ilrec.rank import main as rank_main
 from ilrec.train import train
-from ilrec.training.resume import COMPLETE
+from ilrec.training.checkpoints import MANIFEST
 
 FLAGS = {"max_steps": 3, "num_readout_layers": 2, "logging_steps": 1, "lora_dropout": 0, "per_device_train_batch_size": 4}
 
@@ -83,7 +83,7 @@ def test_run_directory_explains_itself(data, base, tmp_path):
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["world_size"] == 1 and environment["versions"]["torch"] and "--beta" in environment["command"]
     assert list((directory / "tensorboard").glob("events.*"))
-    assert json.loads((directory / "checkpoint-3" / COMPLETE).read_text())["step"] == 3
+    assert json.loads((directory / "checkpoint-3" / MANIFEST).read_text())["step"] == 3
     assert {"adapter_model.safetensors", "tokenizer.json", "item_index.json", "ilrec.yaml"} <= {
         p.name for p in (directory / "final").iterdir()}
 
@@ -119,13 +119,22 @@ def test_resume_takes_the_newest_complete_checkpoint(data, base, tmp_path, caplo
     run("joint", data, whole, model=base, max_steps=5, save_steps=2, save_total_limit=5)
     resumed = tmp_path / "resumed"
     shutil.copytree(whole, resumed)
-    (resumed / "checkpoint-5" / COMPLETE).unlink()
+    (resumed / "checkpoint-5" / MANIFEST).unlink()
     shutil.rmtree(resumed / "final")
     run("joint", data, resumed, model=base, max_steps=5, save_steps=2, save_total_limit=5)
-    assert "checkpoint-5: incomplete" in caplog.text
+    assert "checkpoint-5 is incomplete" in caplog.text
     before, after = logged(whole), logged(resumed)
-    assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 5]
+    assert [line["step"] for line in after] == [1, 2, 3, 4, 5]
     assert after[-1]["loss"] == before[-1]["loss"]
+
+
+def test_a_run_does_not_go_on_with_other_data(data, base, tmp_path):
+    mine = shutil.copytree(data, tmp_path / "data")
+    run("stage1", mine, tmp_path / "run", model=base)
+    content = json.loads((mine / "tiny.inter.json").read_text())
+    (mine / "tiny.inter.json").write_text(json.dumps({**content, "0": content["0"][::-1]}))
+    with pytest.raises(InputError, match="checkpoint-3: was trained with data_sha256 [0-9a-f]{12}.*Put back what it was to go on"):
+        run("stage1", mine, tmp_path / "run", model=base)
 
 
 def test_refusals(data, base, tmp_path, sasrec):

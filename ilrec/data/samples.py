@@ -153,7 +153,7 @@ class TrainingSamples(Dataset):
         user = int(np.searchsorted(self.ends, index, side="right"))
         sequence = self.sequences[user]
         position = len(sequence) - int(self.ends[user] - index)
-        return self.builder.sample(sequence[:position], int(sequence[position]))
+        return self.builder.sample(sequence[:position], int(sequence[position])) | {"sample_id": index}
 
     def num_tokens(self) -> np.ndarray:
         """int32 [S]: how long each sample is, without rendering any."""
@@ -186,4 +186,4 @@ class EvaluationSamples(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.builder.sample(self.histories[index], int(self.targets[index]))
+        return self.builder.sample(self.histories[index], int(self.targets[index])) | {"sample_id": index}

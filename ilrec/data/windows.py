@@ -33,7 +33,7 @@ class TrainingWindows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         user, begin, first, end = self.windows_W4[index].tolist()
-        return self.builder.window(self.sequences[user], begin, first, end)
+        return self.builder.window(self.sequences[user], begin, first, end) | {"sample_id": index}
 
     def num_tokens(self) -> np.ndarray:
         """int32 [W]: how long each window is, without rendering any."""

@@ -1,13 +1,13 @@
 """ILRecTrainer: the seams between the Hugging Face Trainer and the ILRec objective.
 
-The Trainer does the loop, DeepSpeed, checkpoints and schedules. Here: the loss terms are counted and logged over the global
-batch, what is saved is checked, and the run directory is kept readable (metrics.jsonl).
+The Trainer does the loop, DeepSpeed, schedules and what is in a checkpoint. Here: the loss terms are counted and logged over the
+global batch, what is saved is checked and published whole, and the run directory is kept readable (metrics.jsonl).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +18,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.collaborative.token_reward import token_rewards
+from ilrec.config import write_text
 from ilrec.data.batches import EpochLoader, TokenBudgetSampler
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.ops import IGNORE_INDEX, STATS
-from ilrec.training.resume import COMPLETE
+from ilrec.training import checkpoints
+from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batches
 from ilrec.training.zero3 import check_saved
 
 
@@ -44,10 +46,16 @@ class RewardCollator:
 class ILRecTrainer(Trainer):
     """Trainer whose log lines carry the three loss terms and the hard negatives per supervised token."""
 
-    def __init__(self, *args: Any, batch_sampler: TokenBudgetSampler | None = None, batch_collator: Any = None, **kwargs: Any) -> None:
-        """batch_sampler: this rank's batches by token budget, collated by batch_collator; None: the Trainer's own batches."""
+    def __init__(self, *args: Any, batch_sampler: TokenBudgetSampler | None = None, batch_collator: Any = None,
+                 facts: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """batch_sampler: this rank's batches by token budget, collated by batch_collator; None: the Trainer's own batches.
+
+        facts: what a checkpoint's manifest says of the run (checkpoints.py).
+        """
         super().__init__(*args, **kwargs)
         self.batch_sampler, self.batch_collator = batch_sampler, batch_collator
+        self.facts = facts or {}
+        self._is_staging = False
         self._sums: Tensor | None = None  # STATS and the token count since the last log line, this rank's share
         self.add_callback(RunDirectory())
 
@@ -60,8 +68,9 @@ class ILRecTrainer(Trainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: Tensor | int | None = None) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        self._require_finite(outputs.nonfinite_K2, model.training)
+        given = {name: value for name, value in inputs.items() if name != SAMPLE_IDS}
+        loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        self._require_finite(outputs.nonfinite_K2, inputs, model.training)
         if model.training:
             num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().to(outputs.stats_5.dtype)
             sums = torch.cat([outputs.stats_5, num_tokens[None]])
@@ -69,13 +78,14 @@ class ILRecTrainer(Trainer):
         # Evaluation asks for outputs to gather predictions from; the loss is all there is.
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
-    def _require_finite(self, nonfinite_K2: Tensor, training: bool) -> None:
+    def _require_finite(self, nonfinite_K2: Tensor, inputs: dict[str, Any], training: bool) -> None:
         """InputError on all ranks alike, before any gradient of it is used. Every rank calls it for every micro-batch: it gathers."""
         counts_WK2 = self.accelerator.gather(nonfinite_K2[None]).tolist()
         if any(map(any, counts_WK2)):
             step = self.state.global_step
             when = f"step {step + 1}" if training else f"evaluation after step {step}"
-            raise InputError(f"{when}: {_describe_nonfinite(counts_WK2)}")
+            kept = keep_batches(inputs, counts_WK2, self.args.process_index, step + training, str(self.args.output_dir))
+            raise InputError(f"{when}: {describe_nonfinite(counts_WK2)}. {kept}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called on all ranks at the same steps, so that the sums may be reduced here."""
@@ -89,22 +99,20 @@ class ILRecTrainer(Trainer):
         if self.args.should_save:
             check_saved(output_dir or str(self.args.output_dir))
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """A checkpoint is written beside its place, and renamed when it is whole."""
+        directory = super()._get_output_dir(trial)
+        return str(checkpoints.staging(directory)) if self._is_staging else directory
 
-def _describe_nonfinite(counts_WK2: list[list[int]]) -> str:
-    """What is NaN or inf, on which rank, and the mend; the lowest layer first, because what goes wrong there goes on upwards."""
-    num_readout_layers = len(counts_WK2[0]) - 2
-    names = ["last layer's hidden states", *(f"readout layer L-{k}'s hidden states" for k in range(1, num_readout_layers + 1))]
-    found = []
-    for layer in range(num_readout_layers, -1, -1):
-        tokens = {rank: counts[layer] for rank, counts in enumerate(counts_WK2) if counts[layer]}
-        if tokens:
-            found.append(f"{names[layer]} ({', '.join(f'rank {rank}: {count} tokens' for rank, count in tokens.items())})")
-    if found:
-        return (f"NaN or inf in {'; '.join(found)}. Lower learning_rate or max_grad_norm, set dtype: bfloat16 if it is float16, "
-                "and check that the model or checkpoint started from has none in its weights")
-    ranks = ", ".join(f"rank {rank}" for rank, counts in enumerate(counts_WK2) if counts[-1])
-    return (f"the loss is NaN or inf ({ranks}) though the hidden states are finite. Check the LM head and the new tokens' rows "
-            "of the model or checkpoint started from, lower learning_rate, and set dtype: bfloat16 if it is float16")
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        output_dir, name = str(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        with checkpoints.full_disk_is_said(output_dir):
+            self._is_staging = True
+            super()._save_checkpoint(model, trial)
+            self._is_staging = False
+            checkpoints.publish(output_dir, name, {"step": self.state.global_step, **self.facts})
+        if self.args.should_save:
+            checkpoints.remove_old(output_dir, self.args.save_total_limit or 0)
 
 
 def _means(sums: Tensor) -> dict[str, float]:
@@ -116,11 +124,16 @@ def _means(sums: Tensor) -> dict[str, float]:
 
 
 class RunDirectory(TrainerCallback):
-    """metrics.jsonl, one line per log; and the marker that makes a checkpoint complete."""
+    """metrics.jsonl: one line per log; every checkpoint has one, and nothing that is counted for the next waits in it."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero and state.global_step == 0:  # a fresh start; a resumed run goes on with its lines
-            (Path(str(args.output_dir)) / "metrics.jsonl").unlink(missing_ok=True)
+        """The steps that this run repeats, or all of a fresh one, are not there twice."""
+        path = Path(str(args.output_dir)) / "metrics.jsonl"
+        if state.is_world_process_zero and path.exists():
+            write_text(path, "".join(line + "\n" for line in _whole_lines(path) if json.loads(line)["step"] <= state.global_step > 0))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log = control.should_log or control.should_save
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -128,10 +141,7 @@ class RunDirectory(TrainerCallback):
             with open(Path(str(args.output_dir)) / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every rank has written its part
-        if state.is_world_process_zero:
-            directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            marker = {"step": state.global_step, "world_size": args.world_size}
-            (directory / COMPLETE).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without a last one that was cut short."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]

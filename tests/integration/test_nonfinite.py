@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import launch
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.launch
 
@@ -26,6 +27,8 @@ def test_nan_on_one_rank_ends_both(data, base, tmp_path, kind, when, lines):
     assert "; last layer's hidden states (rank 1: " in texts[0] and "L-2" not in texts[0] and "rank 0" not in texts[0]
     assert said.count(f"error: {texts[0]}") == 1 and "Traceback" not in said
     assert "exits with return code = 2" in said
+    kept = load_file(tmp_path / "run" / "nonfinite" / "step-1-rank-1.safetensors")
+    assert f"rank 1: {', '.join(map(str, kept['sample_ids'].tolist()))}" in texts[0] and kept["input_ids"].shape == kept["labels"].shape
     assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / "final").exists()
     metrics = tmp_path / "run" / "metrics.jsonl"
     assert len(metrics.read_text().splitlines() if metrics.exists() else []) == lines

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ilrec.rank import main as rank_main
 from ilrec.train import train
-from ilrec.training.resume import COMPLETE
+from ilrec.training.checkpoints import MANIFEST
 
 pytestmark = pytest.mark.launch
 COMMON = ["--num_readout_layers", "2", "--logging_steps", "1", "--lora_dropout", "0", "--lora_rank", "4"]
@@ -142,7 +142,7 @@ def test_two_ranks_resume_to_the_bit(data, base, tmp_path):
              "--logging_steps", "1", "--gradient_accumulation_steps", "1", "--supervision", "every_item",
              "--max_tokens_per_batch", "250"]
     succeeded(launch(*words))
-    (tmp_path / "run" / "checkpoint-4" / COMPLETE).unlink()
+    (tmp_path / "run" / "checkpoint-4" / MANIFEST).unlink()
     resumed = launch(*words)
     succeeded(resumed)
     assert resumed.stderr.count("checkpoint-4: incomplete") == 1

@@ -10,7 +10,7 @@ from ilrec.data.collators import TrainingCollator
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.model import attach_objective
-from ilrec.training.trainer import ILRecTrainer, RewardCollator, _describe_nonfinite, _means
+from ilrec.training.trainer import ILRecTrainer, RewardCollator, _means
 
 TRIE = ItemTrie.from_sequences([[5, 1, 9], [5, 2, 9], [3, 9]])
 
@@ -108,11 +108,3 @@ def test_a_readout_layer_alone_is_named(tmp_path):
     trainer.model.model.norm.register_forward_hook(write)
     with pytest.raises(InputError, match=r"^step 1: NaN or inf in readout layer L-2's hidden states \(rank 0: \d+ tokens\)\."):
         trainer.train()
-
-
-def test_ranks_are_told_apart():
-    """Four ranks, K = 2: L-2 and L-1 on rank 3, the last layer on ranks 1 and 3, the loss on those and on rank 2."""
-    text = _describe_nonfinite([[0, 0, 0, 0], [5, 0, 0, 1], [0, 0, 0, 1], [7, 7, 6, 1]])
-    assert text.startswith("NaN or inf in readout layer L-2's hidden states (rank 3: 6 tokens); readout layer L-1's hidden states "
-                           "(rank 3: 7 tokens); last layer's hidden states (rank 1: 5 tokens, rank 3: 7 tokens). ")
-    assert _describe_nonfinite([[0, 1], [0, 0], [0, 1]]).startswith("the loss is NaN or inf (rank 0, rank 2) though")

@@ -1,0 +1,108 @@
+"""Runs that something happens to: started in the background, killed or asked to stop at a chosen moment, compared line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from conftest import ROOT, free_port
+from safetensors.torch import load_file
+
+SECONDS_TO_END = 60  # no fault may leave a process behind for longer
+
+
+@contextlib.contextmanager
+def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """As conftest.launch, in the background; output in `log`. Nothing of it outlives the block."""
+    words = list(command)
+    if words[0] == "deepspeed":
+        words[1:1] = ["--num_gpus", "2", "--master_port", str(free_port())]
+    if words[0] == "python":
+        words[0] = sys.executable
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables = {**inherited, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
+    with open(log, "wb") as output:
+        process = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for child in descendants(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+        process.wait()
+
+
+def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes, in the order of their ranks (a launcher starts them in this order)."""
+    found = []
+    for child in descendants(process):
+        with contextlib.suppress(psutil.Error):
+            if "RANK" in child.environ() and any(word.endswith(".py") and "launch" not in word for word in child.cmdline()[:4]):
+                found.append((int(child.environ()["RANK"]), child))
+    return [child for _, child in sorted(found, key=lambda pair: pair[0])]
+
+
+def wait_for(is_so: Callable[[], object], process: subprocess.Popen, log: Path, timeout: float = 180) -> None:
+    deadline = time.monotonic() + timeout
+    while not is_so():
+        assert process.poll() is None, f"ended early:\n{log.read_text()[-6000:]}"
+        assert time.monotonic() < deadline, f"waited for nothing:\n{log.read_text()[-6000:]}"
+        time.sleep(0.001)
+
+
+def ends(process: subprocess.Popen, log: Path) -> int:
+    """The exit status; all that it started has ended, too."""
+    children = descendants(process)
+    status = process.wait(SECONDS_TO_END)
+    _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_END)
+    assert not alive, f"still there: {alive}\n{log.read_text()[-6000:]}"
+    return status
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to launcher and ranks at once: a machine that loses its power."""
+    for child in [psutil.Process(process.pid), *descendants(process)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def training_lines(run: Path) -> list[dict]:
+    """What training logged, without what depends on the clock."""
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if "loss" in line]
+
+
+def newest_step(run: Path) -> int:
+    with contextlib.suppress(json.JSONDecodeError, FileNotFoundError):
+        return max((line["step"] for line in training_lines(run)), default=0)
+    return 0
+
+
+def assert_same_run(run: Path, expected: Path) -> None:
+    """Every logged number and every weight, to the bit."""
+    mine, theirs = training_lines(run), training_lines(expected)
+    assert [line["step"] for line in mine] == [line["step"] for line in theirs]
+    for line, want in zip(mine, theirs, strict=True):
+        assert line == want
+    for path in sorted((expected / "final").glob("*.safetensors")):
+        weights = load_file(run / "final" / path.name)
+        for name, tensor in load_file(path).items():
+            assert torch.equal(weights[name], tensor), name

@@ -1,0 +1,142 @@
+"""What happens to runs on clusters: killed at any instant, asked to stop, a rank that dies, a full disk. Two ranks, really launched."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import launch
+from runs import assert_same_run, ends, kill_all, newest_step, ranks_of, started, training_lines, wait_for
+
+from ilrec.training.stop import STOPPED
+
+pytestmark = pytest.mark.launch
+STEPS = 12
+
+
+def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path, *words: str) -> list[str]:
+    """Three epochs of four steps with dropout, a checkpoint after every fifth step: most lie within an epoch."""
+    return ["deepspeed", "ilrec/train.py", "--ds_config", f"ds_configs/{zero}.json", "--config", f"ilrec/recipes/{stage}.yaml",
+            "--data", str(data), "--model", str(base), "--output_dir", str(output_dir), "--num_readout_layers", "2", "--lora_rank", "4",
+            "--lora_dropout", "0.1", "--max_tokens_per_batch", "700", "--max_steps", str(STEPS), "--learning_rate", "2e-3",
+            "--gradient_accumulation_steps", "2", "--save_steps", "5", "--logging_steps", "1", *words]
+
+
+def whole_run(words: list[str]) -> None:
+    result = launch(*words)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+
+
+def test_killed_while_saving_goes_on_to_the_bit(data, base, tmp_path):
+    """stage2, ZeRO-3. SIGKILL to all ranks while checkpoint-10 is being written: step 5's is gone on from."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    whole_run(command("stage2", "zero3_cpu", data, base, tmp_path / "whole"))
+    with started(log, *command("stage2", "zero3_cpu", data, base, run)) as process:
+        wait_for(lambda: (run / ".saving/checkpoint-10").exists(), process, log)
+        kill_all(process)
+    assert newest_step(run) == 10 and not (run / "checkpoint-10").exists()
+    result = launch(*command("stage2", "zero3_cpu", data, base, run))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "a checkpoint that was not finished is removed" in result.stdout + result.stderr
+    assert_same_run(run, tmp_path / "whole")
+
+
+def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path):
+    """stage1, ZeRO-2. torchrun hands SIGTERM on to its ranks, as the deepspeed command does not; they stop after the same step."""
+    run, log, longer = tmp_path / "run", tmp_path / "log", ("--max_steps", "60", "--save_steps", "60")
+    whole_run(command("stage1", "zero2", data, base, tmp_path / "whole", *longer))
+    torchrun = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    with started(log, *torchrun, *command("stage1", "zero2", data, base, run, *longer)[1:]) as process:
+        wait_for(lambda: newest_step(run) >= 2, process, log)
+        process.send_signal(signal.SIGTERM)
+        ends(process, log)
+    stopped_at = newest_step(run)
+    assert 2 <= stopped_at < 60 and (run / f"checkpoint-{stopped_at}").exists()
+    assert f"stopped after step {stopped_at} of 60; the same command goes on" in log.read_text()
+    assert not (run / "final").exists() and "ilrec/train.py\", line" not in log.read_text(), "torchrun has a traceback of its own"
+    whole_run(command("stage1", "zero2", data, base, run, *longer))
+    assert_same_run(run, tmp_path / "whole")
+
+
+def test_one_process_says_by_its_exit_status_that_it_was_stopped(data, base, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = command("stage1", "zero2", data, base, run)
+    with started(log, "python", words[1], *words[4:], "--max_steps", "2000", "--save_steps", "2000") as process:
+        wait_for(lambda: newest_step(run) >= 2, process, log)
+        process.send_signal(signal.SIGUSR1)
+        assert ends(process, log) == STOPPED
+    assert (run / f"checkpoint-{newest_step(run)}").exists()
+
+
+def test_a_dead_rank_ends_the_others(data, base, tmp_path):
+    """SIGKILL to rank 1: rank 0, which waits for it, ends; nothing is left half written."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    with started(log, *command("stage1", "zero3_cpu", data, base, run, "--max_steps", "2000")) as process:
+        wait_for(lambda: newest_step(run) >= 6, process, log)
+        begun = time.monotonic()
+        ranks_of(process)[1].kill()
+        assert ends(process, log) != 0
+    assert time.monotonic() - begun < 60
+    assert "Traceback" not in log.read_text(), "that another rank has gone is no bug of this one"
+    assert (run / "checkpoint-5").exists() and not (run / "final").exists()
+
+
+def test_a_rank_that_raises_says_so_once(data, base, tmp_path):
+    """A bug on rank 1 alone: its traceback, once; both end."""
+    script, log = tmp_path / "bug.py", tmp_path / "log"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).resolve().parent.parent.parent)!r})
+from ilrec import train as entry
+from ilrec.data.collators import TrainingCollator
+from ilrec.entry import run_entry
+collate, calls = TrainingCollator.__call__, []
+def broken(self, samples):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 5:
+        raise KeyError("a bug of this test")
+    return collate(self, samples)
+TrainingCollator.__call__ = broken
+run_entry(entry.train)
+""")
+    words = command("stage1", "zero3_cpu", data, base, tmp_path / "run")
+    with started(log, words[0], str(script), *words[2:]) as process:
+        wait_for(lambda: "a bug of this test" in log.read_text(), process, log)
+        begun = time.monotonic()
+        assert ends(process, log) != 0
+    said = log.read_text()
+    assert said.count("KeyError: 'a bug of this test'") == 1 and said.count("Traceback (most recent call last)") == 1
+    assert time.monotonic() - begun < 60
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(data, base, tmp_path, small_disk):
+    """The disk fills up after checkpoint-5: one message, checkpoint-5 intact; with space again the run goes on."""
+    run, log = small_disk / "run", tmp_path / "log"
+    words = command("stage1", "zero3_cpu", data, base, run)
+    with started(log, *words, "--max_steps", "10") as process:
+        wait_for(lambda: (run / "checkpoint-5").exists(), process, log)
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 100_000))
+        assert ends(process, log) != 0
+    said = log.read_text()
+    assert said.count("no space left on the disk") == 1 and "Traceback" not in said, said[-5000:]
+    assert "checkpoint-5 is intact" in said and not (run / "checkpoint-10").exists()
+    ballast.unlink()
+    whole_run([*words, "--max_steps", "6"])
+    assert [line["step"] for line in training_lines(run)] == [1, 2, 3, 4, 5, 6]
