@@ -57,6 +57,7 @@ from ilrec.training.checkpoints import (
     forget_unfinished,
     full_disk_is_said,
     publish,
+    ranks_of,
     staging,
 )
 from ilrec.training.nonfinite import IdentifiedCollator
@@ -224,6 +225,10 @@ def train(argv: list[str]) -> int:
     lock = RunLock(config.training.output_dir) if rank() == 0 else None
     checkpoint = find_checkpoint(config.training.output_dir, config.training.resume, run_facts(config, task))
     zero3.prepare_sharded_loading()
+    if checkpoint and ds_config is not None and ranks_of(checkpoint) != arguments.world_size:
+        logger.warning("%s was written by %d ranks, now there are %d; let gradient_accumulation_steps keep the global batch as it was",
+                       checkpoint, ranks_of(checkpoint), arguments.world_size)
+        zero3.load_for_other_ranks(checkpoint, arguments)
     if lock:
         forget_unfinished(config.training.output_dir)
         write_run_directory(config, ds_config, argv, task)

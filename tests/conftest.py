@@ -64,7 +64,7 @@ def free_port() -> int:
 
 
 def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command of the project as a user would, from its root. `deepspeed` starts two ranks on a free port."""
+    """Run a command of the project as a user would, from its root. `deepspeed` starts two ranks (unless told) on a free port."""
     words = list(command)
     if words[0] == "python":
         words[0] = sys.executable

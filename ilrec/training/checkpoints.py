@@ -113,6 +113,11 @@ def find_fault(checkpoint: Path) -> str:
     return fault or next((f"is damaged: {file} {fault}" for file, fault in faults.items() if fault), "")
 
 
+def ranks_of(checkpoint: str | Path) -> int:
+    """How many ranks wrote it."""
+    return int(read_json(Path(checkpoint) / MANIFEST)["world_size"])
+
+
 def remove_old(output_dir: str | Path, limit: int) -> None:
     """Rank 0: all but the newest `limit` checkpoints with a manifest, and those without one; the newest stays whatever the limit."""
     complete = [path for path in _checkpoints(Path(output_dir)) if (path / MANIFEST).exists()]

@@ -1,4 +1,4 @@
-"""What ZeRO-3 needs beside the Trainer: sharded loading, token rows, and a check that nothing was saved empty.
+"""What ZeRO needs beside the Trainer: sharded loading, token rows, another number of ranks, a check that nothing was saved empty.
 
 The only file that imports deepspeed, and only inside functions: `import ilrec` works without it.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,13 +25,16 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from ilrec.config import read_json
+from ilrec.config import read_json, write_text
 from ilrec.errors import InputError
 
 # DeepSpeed's batch arithmetic: the ds_config key and the setting that it must agree with.
 BATCH_KEYS = {"train_micro_batch_size_per_gpu": "per_device_train_batch_size",
               "gradient_accumulation_steps": "gradient_accumulation_steps",
               "gradient_clipping": "max_grad_norm"}
+
+
+UNIVERSAL = "_universal"
 
 
 def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_size: int) -> dict:
@@ -110,6 +116,30 @@ def register_token_rows(model: nn.Module) -> None:
         if isinstance(layer, TrainableTokensLayer):
             for parameter in (layer.base_layer.weight, *layer.trainable_tokens_delta.values()):
                 deepspeed.zero.register_external_parameter(layer, parameter)
+
+
+def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
+    """Let DeepSpeed resume from a checkpoint of another number of ranks: its universal form, made once, beside the shards.
+
+    All ranks call it, after the arguments exist and before the Trainer does. Raises InputError where the conversion fails.
+    """
+    folder = next(Path(checkpoint).glob("global_step*[0-9]"), None)
+    if folder is None:
+        raise InputError(f"resume: {checkpoint} has no DeepSpeed state (global_step*); go on without --ds_config, as it was written")
+    universal = folder.with_name(folder.name + UNIVERSAL)
+    if arguments.process_index == 0 and not (Path(checkpoint) / "latest_universal").exists():
+        shutil.rmtree(universal, ignore_errors=True)
+        # inject_missing_state: what ZeRO-1 and 2 leave out where the trainer is not DeepSpeed's own.
+        made = subprocess.run([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
+                               "--input_folder", str(folder), "--output_folder", str(universal)], capture_output=True, text=True)
+        if made.returncode:
+            raise InputError(f"resume: {checkpoint} cannot be converted for another number of ranks; resume with as many as it was "
+                             f"written by, or free some space. DeepSpeed says: {made.stderr.strip().splitlines()[-1]}")
+        write_text(Path(checkpoint) / "latest_universal", universal.name)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    for config in (arguments.hf_deepspeed_config.config, arguments.deepspeed_plugin.deepspeed_config):
+        config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
 
 def check_saved(directory: str | Path) -> None:

@@ -62,6 +62,21 @@ def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path
     assert_same_run(run, tmp_path / "whole")
 
 
+@pytest.mark.parametrize("zero, ranks", [("zero2", 1), ("zero3_cpu", 4)])
+def test_another_number_of_ranks_goes_on_with_the_same_losses(zero, ranks, data, base, tmp_path):
+    """2 ranks x 2 micro-steps of 2 samples, then 1 x 4 or 4 x 1: the same global batches, hence the same numbers but for rounding."""
+    words = [*command("stage1", zero, data, base, tmp_path / "two", "--max_tokens_per_batch", "0", "--per_device_train_batch_size", "2",
+                      "--max_steps", "8", "--lora_dropout", "0")]
+    whole_run(words)
+    checkpoint = tmp_path / "two" / "checkpoint-5"
+    words += ["--output_dir", str(tmp_path / "other"), "--resume", str(checkpoint), "--gradient_accumulation_steps", str(4 // ranks)]
+    whole_run(["python", *words[1:]] if ranks == 1 else ["deepspeed", "--num_gpus", str(ranks), *words[1:]])
+    expected = [line for line in training_lines(tmp_path / "two") if line["step"] > 5]
+    for line, want in zip(training_lines(tmp_path / "other"), expected, strict=True):
+        for name in ("step", "loss", "grad_norm", "learning_rate"):
+            assert line[name] == pytest.approx(want[name], rel=1e-4), (line["step"], name)
+
+
 def test_one_process_says_by_its_exit_status_that_it_was_stopped(data, base, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     words = command("stage1", "zero2", data, base, run)
