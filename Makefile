@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-cluster lint clean
 
 # One install for both: the marker is renewed when what is installed changes.
 $(VENV)/installed: setup.py constraints.txt
@@ -23,9 +23,14 @@ $(VENV)/triton: $(VENV)/installed
 test: $(VENV)/installed $(VENV)/triton lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
 
+# The SLURM templates on a SLURM of three nodes that the tests start on this machine: root, Debian or Ubuntu.
+test-cluster: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m cluster tests/cluster
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck slurm/*.sh tests/cluster/*.sh .ci/run
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,18 @@
+#!/bin/bash
+# Rank every test user against the full catalogue with what stage 2 left: sbatch slurm/rank.sh. From the project's root.
+# Further words are options of ilrec/rank.py: sbatch slurm/rank.sh --split valid
+#SBATCH --job-name=ilrec-rank
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.log
+set -euo pipefail
+[ -f slurm/launch.sh ] || { echo "error: $PWD is not the project's root: submit from there, or with --chdir=ROOT" >&2; exit 2; }
+source slurm/launch.sh
+
+launch ilrec/rank.py --model "$RUNS/stage2/final" --data "$DATA" "$@"

@@ -1,0 +1,19 @@
+#!/bin/bash
+# Stage 1 on all GPUs of one node, or of more: sbatch --nodes=4 slurm/stage1.sh. From the project's root; what to train is in slurm/site.sh.
+# Further words are fields of the recipe: sbatch slurm/stage1.sh --learning_rate 5e-5
+#SBATCH --job-name=ilrec-stage1
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.log
+set -euo pipefail
+[ -f slurm/launch.sh ] || { echo "error: $PWD is not the project's root: submit from there, or with --chdir=ROOT" >&2; exit 2; }
+source slurm/launch.sh
+
+launch ilrec/train.py --ds_config "$DS_CONFIG" --config ilrec/recipes/stage1.yaml \
+    --model "$MODEL" --data "$DATA" --output_dir "$RUNS/stage1" "$@"

@@ -1,0 +1,19 @@
+#!/bin/bash
+# Stage 2, from what stage 1 left in RUNS/stage1/final: sbatch slurm/stage2.sh, or sbatch --nodes=4 slurm/stage2.sh. From the project's root.
+# Further words are fields of the recipe: sbatch slurm/stage2.sh --distillation_weight 0.2
+#SBATCH --job-name=ilrec-stage2
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.log
+set -euo pipefail
+[ -f slurm/launch.sh ] || { echo "error: $PWD is not the project's root: submit from there, or with --chdir=ROOT" >&2; exit 2; }
+source slurm/launch.sh
+
+launch ilrec/train.py --ds_config "$DS_CONFIG" --config ilrec/recipes/stage2.yaml \
+    --model "$RUNS/stage1/final" --data "$DATA" --output_dir "$RUNS/stage2" "$@"
