@@ -54,7 +54,7 @@ class ModelConfig:
     dtype: str = setting("auto", "auto (bfloat16 on CUDA, float32 on CPU), bfloat16, float16 or float32")
     attn_implementation: str = setting("auto", "auto (flash_attention_2 where installed and on CUDA, else sdpa) or a name")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
-    trust_remote_code: bool = setting(False, "run code that comes with the model; off unless asked for")
+    trust_remote_code: bool = setting(False, "run code that comes with the model; asked for on the command line, never by a recipe")
 
     def __post_init__(self) -> None:
         _one_of("adapter", self.adapter, ("lora", "none"))
@@ -174,7 +174,9 @@ class SASRecConfig:
     num_heads: int = setting(2, "attention heads")
     dropout: float = setting(0.2, "dropout on embeddings, attention and feed-forward")
     max_history_items: int = setting(50, "positions: at most this many past items are read")
-    learning_rate: float = setting(3e-3, "AdamW learning rate")
+    candidates: str = setting("auto", "all; unseen: no item of the history is a next one; auto: unseen if no user has an item twice")
+    label_smoothing: float = setting(0.0, "share of the target's probability that is spread over all candidates")
+    learning_rate: float = setting(3e-3, "AdamW learning rate; falls linearly to 0 over num_epochs")
     weight_decay: float = setting(0.0, "AdamW weight decay")
     batch_size: int = setting(32, "windows per step")
     num_epochs: int = setting(100, "at most this many epochs")
@@ -184,6 +186,8 @@ class SASRecConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "max_history_items", "batch_size", "num_epochs", "patience"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        _one_of("candidates", self.candidates, ("auto", "all", "unseen"))
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         _require(self.hidden_size % self.num_heads == 0, "hidden_size", self.hidden_size, "a multiple of num_heads")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share in [0, 1)")
 
@@ -247,6 +251,9 @@ def load_config(path: str | Path | None, overrides: dict[str, Any]) -> TrainConf
     merged: dict[str, tuple[Any, str]] = {}
     for values, source in ((read_yaml(path) if path else {}, str(path)), (overrides, "command line")):
         merged.update({name: (value, source) for name, value in values.items()})
+    if merged.get("trust_remote_code", (False, ""))[0] and "trust_remote_code" not in overrides:
+        raise InputError(f"{path}: trust_remote_code: a recipe must not decide that code from elsewhere is run; remove it and give "
+                         "--trust_remote_code true, if you trust the model's authors")
     owners = {f.name: section for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
     for name, (_, source) in merged.items():
         if name not in owners:

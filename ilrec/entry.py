@@ -57,7 +57,8 @@ def run_entry(main: Callable[[list[str]], int | None]) -> None:
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
-        print(f"error: rank {rank()}: another rank has ended, which says why", file=sys.stderr, flush=True)
+        seen = str(error).splitlines()[0]
+        print(f"error: rank {rank()}: another rank has ended, which says why (noticed here as: {seen})", file=sys.stderr, flush=True)
         os._exit(1)
     leave_process_group(status or 0)
 

@@ -54,6 +54,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
     parser.add_argument("--base", default="", help="the adapter's base model, where it has moved")
     parser.add_argument("--output", help="where to write (default: MODEL/ranking.json)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     for name in ("num_beams", "batch_size"):
@@ -62,10 +63,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def load_trained(directory: str, base: str, device: torch.device) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+def load_trained(directory: str, base: str, device: torch.device, trust_remote_code: bool = False,
+                 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     source = find_model(directory, base)
-    tokenizer = load_tokenizer(source)
-    base_model = load_base(source, ModelConfig(model=directory))
+    tokenizer = load_tokenizer(source, trust_remote_code)
+    base_model = load_base(source, ModelConfig(model=directory, trust_remote_code=trust_remote_code))
     add_item_tokens(base_model, tokenizer)
     model = load_adapter(base_model, source.adapter, is_trainable=False) if source.adapter else base_model
     return torch.nn.Module.to(model, device).eval(), tokenizer
@@ -136,7 +138,7 @@ def main(argv: list[str]) -> None:
     config = data_config(arguments.model, arguments.data)
     task = load_task(config)
     device = start_processes()
-    model, tokenizer = load_trained(arguments.model, arguments.base, device)
+    model, tokenizer = load_trained(arguments.model, arguments.base, device, arguments.trust_remote_code)
     builder = task.sample_builder(tokenizer)
     trie = item_trie(builder).to(device)
     samples = EvaluationSamples(task.dataset, builder, arguments.split)

@@ -239,7 +239,7 @@ def train(argv: list[str]) -> int:
     add_tokens(tokenizer, item_tokens, config)
     builder = task.sample_builder(tokenizer)
     model = load_model(config, source, tokenizer, item_tokens, builder.item_token_ids())
-    with StopRequest() as stop:
+    with StopRequest() as stop, zero3.weights_only(checkpoint):
         trainer = make_trainer(config, task, builder, model, arguments, tokenizer, [stop])
         trainer.train(resume_from_checkpoint=checkpoint)
         state = trainer.state

@@ -58,6 +58,7 @@ def test_shipped_recipes_load(path):
     ("threshold: logits\n", GIVEN, "threshold: expected one of probability, logit"),
     ("reward_weight: 0.1\n", GIVEN, "sasrec: expected a directory"),
     ("beta: [\n", GIVEN, r"recipe.yaml: not readable as YAML: .*line 2"),
+    ("trust_remote_code: true\n", GIVEN, "recipe.yaml: trust_remote_code: a recipe must not decide.*--trust_remote_code true"),
     ("- beta\n", GIVEN, "expected `field: value` lines, got a list"),
     ("", {"data": "d", "output_dir": "o"}, "model: not set"),
     ("", {"model": "m", "output_dir": "o"}, "data: not set"),

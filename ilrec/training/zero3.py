@@ -6,7 +6,10 @@ The only file that imports deepspeed, and only inside functions: `import ilrec` 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -32,9 +35,13 @@ from ilrec.errors import InputError
 BATCH_KEYS = {"train_micro_batch_size_per_gpu": "per_device_train_batch_size",
               "gradient_accumulation_steps": "gradient_accumulation_steps",
               "gradient_clipping": "max_grad_norm"}
-
-
 UNIVERSAL = "_universal"
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+# "Unsupported global: GLOBAL os.system was not an allowed global", and for a class in between.
+UNSAFE_NAME = re.compile(r"GLOBAL (\S+)")
+# Its worker processes are forked, so that they open files as weights only, too.
+CONVERT = ("import runpy; from ilrec.training.zero3 import allow_state_classes; allow_state_classes(); "
+           "runpy.run_module('deepspeed.checkpoint.ds_to_universal', run_name='__main__', alter_sys=True)")
 
 
 def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_size: int) -> dict:
@@ -118,6 +125,37 @@ def register_token_rows(model: nn.Module) -> None:
                 deepspeed.zero.register_external_parameter(layer, parameter)
 
 
+@contextlib.contextmanager
+def weights_only(checkpoint: str | None) -> Iterator[None]:
+    """Inside, nothing that a checkpoint holds is run: torch.load opens data alone, whatever a library asks it for.
+
+    DeepSpeed opens its files as full pickles, which may hold any code. Raises InputError where one holds what training did not write.
+    """
+    before = os.environ.get(FORCE_WEIGHTS_ONLY)
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"
+    if importlib.util.find_spec("deepspeed"):
+        allow_state_classes()
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        names = ", ".join(UNSAFE_NAME.findall(str(error))) or "something else than weights"
+        raise InputError(f"resume: {checkpoint} holds a pickle of {names}, which no checkpoint of this trainer does and may run code "
+                         "when it is opened; it was not. Take a checkpoint that you trust, or --resume never") from None
+    finally:
+        os.environ.pop(FORCE_WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[FORCE_WEIGHTS_ONLY] = before
+
+
+def allow_state_classes() -> None:
+    """The classes in DeepSpeed's optimizer states (0.19), all of them plain data."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+
+
 def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
     """Let DeepSpeed resume from a checkpoint of another number of ranks: its universal form, made once, beside the shards.
 
@@ -130,8 +168,9 @@ def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
     if arguments.process_index == 0 and not (Path(checkpoint) / "latest_universal").exists():
         shutil.rmtree(universal, ignore_errors=True)
         # inject_missing_state: what ZeRO-1 and 2 leave out where the trainer is not DeepSpeed's own.
-        made = subprocess.run([sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state",
-                               "--input_folder", str(folder), "--output_folder", str(universal)], capture_output=True, text=True)
+        made = subprocess.run([sys.executable, "-c", CONVERT, "--inject_missing_state",
+                               "--input_folder", str(folder), "--output_folder", str(universal)], capture_output=True, text=True,
+                              env={**os.environ, FORCE_WEIGHTS_ONLY: "1"})
         if made.returncode:
             raise InputError(f"resume: {checkpoint} cannot be converted for another number of ranks; resume with as many as it was "
                              f"written by, or free some space. DeepSpeed says: {made.stderr.strip().splitlines()[-1]}")

@@ -1,6 +1,7 @@
 """The checks around ZeRO-3 that need no ranks: contradictions between ds_config and recipe, and empty saved tensors."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from ilrec.errors import InputError
+from ilrec.training import zero3
 from ilrec.training.zero3 import check_saved, read_ds_config
 
 SETTINGS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
@@ -63,3 +65,26 @@ def test_empty_tensors_are_found(tmp_path):
 def test_nothing_saved_is_found(tmp_path):
     with pytest.raises(RuntimeError, match="no weights were saved"):
         check_saved(tmp_path)
+
+
+class Evil:
+    """What a pickle from elsewhere may be: opening it runs a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_nothing_that_a_checkpoint_holds_is_run(tmp_path):
+    """As DeepSpeed opens files, with weights_only=False; its own classes are data and open."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    torch.save({"scaler": LossScaler(1.0), "weights": torch.ones(2)}, tmp_path / "good.pt")
+    torch.save({"weights": torch.ones(2), "more": Evil(f"touch '{tmp_path}/ran'")}, tmp_path / "evil.pt")
+    with zero3.weights_only("checkpoint-5"):
+        assert torch.load(tmp_path / "good.pt", weights_only=False)["weights"].sum() == 2
+    with pytest.raises(InputError, match=r"checkpoint-5 holds a pickle of \S*system, which"), zero3.weights_only("checkpoint-5"):
+        torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert not (tmp_path / "ran").exists() and zero3.FORCE_WEIGHTS_ONLY not in os.environ

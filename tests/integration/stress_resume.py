@@ -1,0 +1,114 @@
+"""Runs killed at random instants and started again, until they are through; each compared with a run that nobody disturbed, to the bit.
+
+    python tests/integration/stress_resume.py --kills 20 --seed 0        # both stages under ZeRO-2 and ZeRO-3, about 7 minutes
+
+test_faults.py runs a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1, 2)]
+
+from conftest import INIT, launch, write_data
+from runs import assert_same_run, kill_all, newest_step, started, wait_for
+
+STEPS, SAVE_STEPS = 30, 5
+CASES = [(stage, zero) for stage in ("stage1", "stage2") for zero in ("zero2", "zero3_cpu")]
+
+
+@dataclass
+class Report:
+    """Seconds from a command to the first step that it trains."""
+
+    fresh: list[float] = field(default_factory=list)
+    resumed: list[float] = field(default_factory=list)
+    kills: int = 0
+
+
+def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path) -> list[str]:
+    """Epochs of four steps, with dropout and accumulation: most checkpoints lie within an epoch."""
+    return ["deepspeed", "ilrec/train.py", "--ds_config", f"ds_configs/{zero}.json", "--config", f"ilrec/recipes/{stage}.yaml",
+            "--data", str(data), "--model", str(base), "--output_dir", str(output_dir), "--num_readout_layers", "2", "--lora_rank", "4",
+            "--lora_dropout", "0.1", "--max_tokens_per_batch", "700", "--max_steps", str(STEPS), "--learning_rate", "2e-3",
+            "--gradient_accumulation_steps", "2", "--save_steps", str(SAVE_STEPS), "--logging_steps", "1"]
+
+
+def finish(words: list[str]) -> None:
+    result = launch(*words)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+
+
+def start_and_kill(words: list[str], run: Path, log: Path, draw: random.Random, report: Report) -> None:
+    """SIGKILL to launcher and ranks some steps after the checkpoint that the run goes on from, anywhere within a step or a save."""
+    complete = [int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")]
+    begin = max(complete, default=0)
+    last = min(begin + draw.randint(1, SAVE_STEPS + 2), STEPS - 1)
+    delay = draw.random() * 0.4
+    metrics = run / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    begun = time.monotonic()
+    with started(log, *words) as process:
+        wait_for(lambda: has_trained(run, before, begin), process, log)
+        (report.resumed if complete else report.fresh).append(time.monotonic() - begun)
+        wait_for(lambda: newest_step(run) >= last, process, log)
+        time.sleep(delay)
+        kill_all(process)
+    report.kills += 1
+    saving = [path.name for path in (run / ".saving").glob("*")]
+    print(json.dumps({"run": run.name, "went on from": begin, "killed after step": newest_step(run), "saving": saving}), flush=True)
+
+
+def has_trained(run: Path, before: int, begin: int) -> bool:
+    """metrics.jsonl was written by this start (it is cut back to the checkpoint first) and holds a step of it."""
+    path = run / "metrics.jsonl"
+    return path.exists() and path.stat().st_mtime_ns > before and newest_step(run) > begin
+
+
+def stress(cases: list[tuple[str, str]], kills: int, seed: int, data: Path, base: Path, place: Path) -> Report:
+    """`kills` in all, in turns over the cases. Raises AssertionError where a step was lost, repeated or differs."""
+    draw, report = random.Random(seed), Report()
+    for number, (stage, zero) in enumerate(cases):
+        mine = kills // len(cases) + (number < kills % len(cases))
+        whole, run = place / f"{stage}-{zero}-whole", place / f"{stage}-{zero}"
+        finish(command(stage, zero, data, base, whole))
+        words = command(stage, zero, data, base, run)
+        for _ in range(mine):
+            start_and_kill(words, run, place / "log", draw, report)
+        finish(words)
+        assert_same_run(run, whole)
+        print(f"{run.name}: {mine} kills, {STEPS} steps, each once, and the weights: equal to the bit", flush=True)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how many, over the four cases (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides when (default %(default)s)")
+    arguments = parser.parse_args()
+    from ilrec.base_model import materialise
+    from ilrec.config import ModelConfig
+
+    print(f"seed {arguments.seed}")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        data, base = write_data(place / "data"), place / "base"
+        materialise(ModelConfig(init=INIT), base, ["red blue guitar string amp pedal stand"], seed=0)
+        report = stress(CASES, arguments.kills, arguments.seed, data, base, place)
+    print(f"{report.kills} kills, no step lost or repeated")
+    print(f"seconds to the first step, median: fresh {statistics.median(report.fresh):.2f}, "
+          f"resumed {statistics.median(report.resumed):.2f}")
+
+
+if __name__ == "__main__":
+    main()
