@@ -142,7 +142,7 @@ def test_preempted_it_goes_on_where_it_was(lab, runs):
 
 def test_a_node_that_dies_does_not_end_the_run(lab, runs):
     """SIGKILL to all that runs on node2, slurmd too, in the middle of a step: the job goes on from its checkpoint on the third node."""
-    job = lab.submit("stage1", runs, *FIELDS, "--max_steps", "60", "--save_steps", "10")
+    job = lab.submit("stage1", runs, *FIELDS, "--max_steps", "40", "--save_steps", "10")
     lab.wait_until(lambda: len(steps(runs / "stage1")) >= 12, job)
     assert "NodeList=node[1-2]" in lab.call("scontrol", "show", "job", job)
     kill_node(2)
@@ -150,7 +150,7 @@ def test_a_node_that_dies_does_not_end_the_run(lab, runs):
     lab.wait(job, "COMPLETED", "FAILED")
     assert lab.state(job) == "COMPLETED", lab.log(job)[-5000:]
     assert "NodeList=node[1,3]" in lab.call("scontrol", "show", "job", job)
-    assert steps(runs / "stage1") == list(range(1, 61)), "none lost, none twice"
+    assert steps(runs / "stage1") == list(range(1, 41)), "none lost, none twice"
 
 
 def kill_node(number: int) -> None:

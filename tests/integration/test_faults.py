@@ -47,7 +47,7 @@ def test_killed_while_saving_goes_on_to_the_bit(data, base, tmp_path):
 
 def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path):
     """stage1, ZeRO-2. torchrun hands SIGTERM on to its ranks, as the deepspeed command does not; they stop after the same step."""
-    run, log, longer = tmp_path / "run", tmp_path / "log", ("--max_steps", "60", "--save_steps", "60")
+    run, log, longer = tmp_path / "run", tmp_path / "log", ("--max_steps", "40", "--save_steps", "40")
     whole_run(command("stage1", "zero2", data, base, tmp_path / "whole", *longer))
     torchrun = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     with started(log, *torchrun, *command("stage1", "zero2", data, base, run, *longer)[1:]) as process:
@@ -55,8 +55,8 @@ def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path
         process.send_signal(signal.SIGTERM)
         ends(process, log)
     stopped_at = newest_step(run)
-    assert 2 <= stopped_at < 60 and (run / f"checkpoint-{stopped_at}").exists()
-    assert f"stopped after step {stopped_at} of 60; the same command goes on" in log.read_text()
+    assert 2 <= stopped_at < 40 and (run / f"checkpoint-{stopped_at}").exists()
+    assert f"stopped after step {stopped_at} of 40; the same command goes on" in log.read_text()
     assert not (run / "final").exists() and "ilrec/train.py\", line" not in log.read_text(), "torchrun has a traceback of its own"
     whole_run(command("stage1", "zero2", data, base, run, *longer))
     assert_same_run(run, tmp_path / "whole")
