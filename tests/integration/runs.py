@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, launch
 from safetensors.torch import load_file
 
 SECONDS_TO_END = 60  # no fault may leave a process behind for longer
@@ -40,6 +40,20 @@ def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess
                 child.kill()
         process.kill()
         process.wait()
+
+
+def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path, *words: str) -> list[str]:
+    """Three epochs of four steps with dropout, a checkpoint after every fifth step: most lie within an epoch."""
+    return ["deepspeed", "ilrec/train.py", "--ds_config", f"ds_configs/{zero}.json", "--config", f"ilrec/recipes/{stage}.yaml",
+            "--data", str(data), "--model", str(base), "--output_dir", str(output_dir), "--num_readout_layers", "2", "--lora_rank", "4",
+            "--lora_dropout", "0.1", "--max_tokens_per_batch", "700", "--max_steps", "12", "--learning_rate", "2e-3",
+            "--gradient_accumulation_steps", "2", "--save_steps", "5", "--logging_steps", "1", *words]
+
+
+def finish(words: list[str]) -> None:
+    """The whole run in one go."""
+    result = launch(*words)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
 
 
 def descendants(process: subprocess.Popen) -> list[psutil.Process]:

@@ -20,10 +20,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1, 2)]
 
-from conftest import INIT, launch, write_data
-from runs import assert_same_run, kill_all, newest_step, started, wait_for
+from conftest import INIT, write_data
+from runs import assert_same_run, command, finish, kill_all, newest_step, started, wait_for
 
-STEPS, SAVE_STEPS = 30, 5
+STEPS, SAVE_STEPS = 30, 5  # of runs.command it is the second
 CASES = [(stage, zero) for stage in ("stage1", "stage2") for zero in ("zero2", "zero3_cpu")]
 
 
@@ -36,25 +36,11 @@ class Report:
     kills: int = 0
 
 
-def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path) -> list[str]:
-    """Epochs of four steps, with dropout and accumulation: most checkpoints lie within an epoch."""
-    return ["deepspeed", "ilrec/train.py", "--ds_config", f"ds_configs/{zero}.json", "--config", f"ilrec/recipes/{stage}.yaml",
-            "--data", str(data), "--model", str(base), "--output_dir", str(output_dir), "--num_readout_layers", "2", "--lora_rank", "4",
-            "--lora_dropout", "0.1", "--max_tokens_per_batch", "700", "--max_steps", str(STEPS), "--learning_rate", "2e-3",
-            "--gradient_accumulation_steps", "2", "--save_steps", str(SAVE_STEPS), "--logging_steps", "1"]
-
-
-def finish(words: list[str]) -> None:
-    result = launch(*words)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
-
-
-def start_and_kill(words: list[str], run: Path, log: Path, draw: random.Random, report: Report) -> None:
-    """SIGKILL to launcher and ranks some steps after the checkpoint that the run goes on from, anywhere within a step or a save."""
+def start_and_kill(words: list[str], run: Path, log: Path, num_steps: int, delay: float, report: Report) -> None:
+    """SIGKILL to launcher and ranks, `delay` seconds after the `num_steps`-th step of this start (at most the last but one)."""
     complete = [int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")]
     begin = max(complete, default=0)
-    last = min(begin + draw.randint(1, SAVE_STEPS + 2), STEPS - 1)
-    delay = draw.random() * 0.4
+    last = min(begin + num_steps, STEPS - 1)
     metrics = run / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     begun = time.monotonic()
@@ -81,10 +67,11 @@ def stress(cases: list[tuple[str, str]], kills: int, seed: int, data: Path, base
     for number, (stage, zero) in enumerate(cases):
         mine = kills // len(cases) + (number < kills % len(cases))
         whole, run = place / f"{stage}-{zero}-whole", place / f"{stage}-{zero}"
-        finish(command(stage, zero, data, base, whole))
-        words = command(stage, zero, data, base, run)
+        finish(command(stage, zero, data, base, whole, "--max_steps", str(STEPS)))
+        words = command(stage, zero, data, base, run, "--max_steps", str(STEPS))
         for _ in range(mine):
-            start_and_kill(words, run, place / "log", draw, report)
+            # Steps take some tenths of a second here, saves too: anywhere within one.
+            start_and_kill(words, run, place / "log", draw.randint(1, SAVE_STEPS + 2), draw.random() * 0.4, report)
         finish(words)
         assert_same_run(run, whole)
         print(f"{run.name}: {mine} kills, {STEPS} steps, each once, and the weights: equal to the bit", flush=True)

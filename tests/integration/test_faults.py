@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 import subprocess
@@ -10,31 +11,25 @@ from pathlib import Path
 
 import pytest
 from conftest import launch
-from runs import assert_same_run, ends, kill_all, newest_step, ranks_of, started, training_lines, wait_for
+from runs import assert_same_run, command, ends, finish, kill_all, newest_step, ranks_of, started, training_lines, wait_for
+from stress_resume import Report, start_and_kill
 
 from ilrec.training.stop import STOPPED
 
 pytestmark = pytest.mark.launch
-STEPS = 12
 
 
-def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path, *words: str) -> list[str]:
-    """Three epochs of four steps with dropout, a checkpoint after every fifth step: most lie within an epoch."""
-    return ["deepspeed", "ilrec/train.py", "--ds_config", f"ds_configs/{zero}.json", "--config", f"ilrec/recipes/{stage}.yaml",
-            "--data", str(data), "--model", str(base), "--output_dir", str(output_dir), "--num_readout_layers", "2", "--lora_rank", "4",
-            "--lora_dropout", "0.1", "--max_tokens_per_batch", "700", "--max_steps", str(STEPS), "--learning_rate", "2e-3",
-            "--gradient_accumulation_steps", "2", "--save_steps", "5", "--logging_steps", "1", *words]
+def test_killed_at_any_time_and_while_saving_goes_on_to_the_bit(data, base, tmp_path):
+    """stage2, ZeRO-3. SIGKILL to all ranks at a random instant, then while checkpoint-10 is written: step 5's is gone on from.
 
-
-def whole_run(words: list[str]) -> None:
-    result = launch(*words)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
-
-
-def test_killed_while_saving_goes_on_to_the_bit(data, base, tmp_path):
-    """stage2, ZeRO-3. SIGKILL to all ranks while checkpoint-10 is being written: step 5's is gone on from."""
+    Twenty random ones, both stages, ZeRO-2 and ZeRO-3: stress_resume.py.
+    """
     run, log = tmp_path / "run", tmp_path / "log"
-    whole_run(command("stage2", "zero3_cpu", data, base, tmp_path / "whole"))
+    finish(command("stage2", "zero3_cpu", data, base, tmp_path / "whole"))
+    seed = time.time_ns()
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    start_and_kill(command("stage2", "zero3_cpu", data, base, run), run, log, draw.randint(1, 4), draw.random() * 0.4, Report())
     with started(log, *command("stage2", "zero3_cpu", data, base, run)) as process:
         wait_for(lambda: (run / ".saving/checkpoint-10").exists(), process, log)
         kill_all(process)
@@ -48,7 +43,7 @@ def test_killed_while_saving_goes_on_to_the_bit(data, base, tmp_path):
 def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path):
     """stage1, ZeRO-2. torchrun hands SIGTERM on to its ranks, as the deepspeed command does not; they stop after the same step."""
     run, log, longer = tmp_path / "run", tmp_path / "log", ("--max_steps", "40", "--save_steps", "40")
-    whole_run(command("stage1", "zero2", data, base, tmp_path / "whole", *longer))
+    finish(command("stage1", "zero2", data, base, tmp_path / "whole", *longer))
     torchrun = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     with started(log, *torchrun, *command("stage1", "zero2", data, base, run, *longer)[1:]) as process:
         wait_for(lambda: newest_step(run) >= 2, process, log)
@@ -58,7 +53,7 @@ def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path
     assert 2 <= stopped_at < 40 and (run / f"checkpoint-{stopped_at}").exists()
     assert f"stopped after step {stopped_at} of 40; the same command goes on" in log.read_text()
     assert not (run / "final").exists() and "ilrec/train.py\", line" not in log.read_text(), "torchrun has a traceback of its own"
-    whole_run(command("stage1", "zero2", data, base, run, *longer))
+    finish(command("stage1", "zero2", data, base, run, *longer))
     assert_same_run(run, tmp_path / "whole")
 
 
@@ -67,10 +62,10 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(zero, ranks, data,
     """2 ranks x 2 micro-steps of 2 samples, then 1 x 4 or 4 x 1: the same global batches, hence the same numbers but for rounding."""
     words = [*command("stage1", zero, data, base, tmp_path / "two", "--max_tokens_per_batch", "0", "--per_device_train_batch_size", "2",
                       "--max_steps", "8", "--lora_dropout", "0")]
-    whole_run(words)
+    finish(words)
     checkpoint = tmp_path / "two" / "checkpoint-5"
     words += ["--output_dir", str(tmp_path / "other"), "--resume", str(checkpoint), "--gradient_accumulation_steps", str(4 // ranks)]
-    whole_run(["python", *words[1:]] if ranks == 1 else ["deepspeed", "--num_gpus", str(ranks), *words[1:]])
+    finish(["python", *words[1:]] if ranks == 1 else ["deepspeed", "--num_gpus", str(ranks), *words[1:]])
     expected = [line for line in training_lines(tmp_path / "two") if line["step"] > 5]
     for line, want in zip(training_lines(tmp_path / "other"), expected, strict=True):
         for name in ("step", "loss", "grad_norm", "learning_rate"):
@@ -153,5 +148,5 @@ def test_a_full_disk_leaves_the_previous_checkpoint(data, base, tmp_path, small_
     assert said.count("no space left on the disk") == 1 and "Traceback" not in said, said[-5000:]
     assert "checkpoint-5 is intact" in said and not (run / "checkpoint-10").exists()
     ballast.unlink()
-    whole_run([*words, "--max_steps", "6"])
+    finish([*words, "--max_steps", "6"])
     assert [line["step"] for line in training_lines(run)] == [1, 2, 3, 4, 5, 6]
