@@ -58,6 +58,11 @@ def base(tmp_path_factory) -> Path:
     return directory
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Launches last: they want all cores, and .ci/run starts the cluster's tests beside the others, which do not."""
+    items.sort(key=lambda item: item.get_closest_marker("launch") is not None)
+
+
 @pytest.fixture(autouse=True)
 def shared_memory() -> Iterator[None]:
     """DeepSpeed's CPU collectives leave 66 MiB for each rank of a run in /dev/shm: what a test left is removed."""
