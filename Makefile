@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster lint clean
+.PHONY: quickstart test test-cluster test-slow lint clean
 
 # One install for both: the marker is renewed when what is installed changes.
 $(VENV)/installed: setup.py constraints.txt
@@ -26,6 +26,9 @@ test: $(VENV)/installed $(VENV)/triton lint
 # The SLURM templates on a SLURM of three nodes that the tests start on this machine: root, Debian or Ubuntu.
 test-cluster: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m cluster tests/cluster
+
+test-slow: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
