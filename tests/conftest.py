@@ -59,7 +59,7 @@ def base(tmp_path_factory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Launches last: they want all cores, and .ci/run starts the cluster's tests beside the others, which do not."""
+    """Launches last: what fails within seconds is known first."""
     items.sort(key=lambda item: item.get_closest_marker("launch") is not None)
 
 
