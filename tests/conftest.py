@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,12 @@ def free_port() -> int:
 
 def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
     """Run a command of the project as a user would, from its root. `deepspeed` starts two ranks (unless told) on a free port."""
+    words, variables = as_user(command, environment)
+    return subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
+
+
+def as_user(command: Sequence[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(words, environment) of such a command."""
     words = list(command)
     if words[0] == "python":
         words[0] = sys.executable
@@ -90,7 +96,7 @@ def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.
         words[1:1] = ["--num_gpus", "2", "--master_port", str(free_port())]
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     variables = {**inherited, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
-    return subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
+    return words, variables
 
 
 TRITON_BACKENDS = ("row_kernel", "vocab_stream")

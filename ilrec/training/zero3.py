@@ -37,7 +37,7 @@ BATCH_KEYS = {"train_micro_batch_size_per_gpu": "per_device_train_batch_size",
               "gradient_clipping": "max_grad_norm"}
 UNIVERSAL = "_universal"
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-# "Unsupported global: GLOBAL os.system was not an allowed global", and for a class in between.
+# torch's message: "Unsupported global: GLOBAL posix.system was not an allowed global by default".
 UNSAFE_NAME = re.compile(r"GLOBAL (\S+)")
 # Its worker processes are forked, so that they open files as weights only, too.
 CONVERT = ("import runpy; from ilrec.training.zero3 import allow_state_classes; allow_state_classes(); "
@@ -131,6 +131,9 @@ def weights_only(checkpoint: str | None) -> Iterator[None]:
 
     DeepSpeed opens its files as full pickles, which may hold any code. Raises InputError where one holds what training did not write.
     """
+    if checkpoint is None:
+        yield
+        return
     before = os.environ.get(FORCE_WEIGHTS_ONLY)
     os.environ[FORCE_WEIGHTS_ONLY] = "1"
     if importlib.util.find_spec("deepspeed"):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import torch
-from conftest import ROOT, free_port, launch
+from conftest import ROOT, as_user, launch
 from safetensors.torch import load_file
 
 SECONDS_TO_END = 60  # no fault may leave a process behind for longer
@@ -23,13 +21,7 @@ SECONDS_TO_END = 60  # no fault may leave a process behind for longer
 @contextlib.contextmanager
 def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen]:
     """As conftest.launch, in the background; output in `log`. Nothing of it outlives the block."""
-    words = list(command)
-    if words[0] == "deepspeed":
-        words[1:1] = ["--num_gpus", "2", "--master_port", str(free_port())]
-    if words[0] == "python":
-        words[0] = sys.executable
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    variables = {**inherited, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
+    words, variables = as_user(command, environment)
     with open(log, "wb") as output:
         process = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -50,10 +42,12 @@ def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path, *wo
             "--gradient_accumulation_steps", "2", "--save_steps", "5", "--logging_steps", "1", *words]
 
 
-def finish(words: list[str]) -> None:
-    """The whole run in one go."""
+def finish(words: list[str]) -> str:
+    """To the end. Returns what it said."""
     result = launch(*words)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said[-6000:]
+    return said
 
 
 def descendants(process: subprocess.Popen) -> list[psutil.Process]:

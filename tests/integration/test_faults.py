@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import launch
 from runs import assert_same_run, command, ends, finish, kill_all, newest_step, ranks_of, started, training_lines, wait_for
 from stress_resume import Report, start_and_kill
 
@@ -34,9 +33,7 @@ def test_killed_at_any_time_and_while_saving_goes_on_to_the_bit(data, base, tmp_
         wait_for(lambda: (run / ".saving/checkpoint-10").exists(), process, log)
         kill_all(process)
     assert newest_step(run) == 10 and not (run / "checkpoint-10").exists()
-    result = launch(*command("stage2", "zero3_cpu", data, base, run))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "a checkpoint that was not finished is removed" in result.stdout + result.stderr
+    assert "a checkpoint that was not finished is removed" in finish(command("stage2", "zero3_cpu", data, base, run))
     assert_same_run(run, tmp_path / "whole")
 
 
