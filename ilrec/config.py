@@ -174,7 +174,9 @@ class SASRecConfig:
     num_heads: int = setting(2, "attention heads")
     dropout: float = setting(0.2, "dropout on embeddings, attention and feed-forward")
     max_history_items: int = setting(50, "positions: at most this many past items are read")
-    learning_rate: float = setting(3e-3, "AdamW learning rate")
+    candidates: str = setting("auto", "all; unseen: no item of the history is a next one; auto: unseen if no user has an item twice")
+    label_smoothing: float = setting(0.0, "share of the target's probability that is spread over all candidates")
+    learning_rate: float = setting(3e-3, "AdamW learning rate; falls linearly to 0 over num_epochs")
     weight_decay: float = setting(0.0, "AdamW weight decay")
     batch_size: int = setting(32, "windows per step")
     num_epochs: int = setting(100, "at most this many epochs")
@@ -184,6 +186,8 @@ class SASRecConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "max_history_items", "batch_size", "num_epochs", "patience"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        _one_of("candidates", self.candidates, ("auto", "all", "unseen"))
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         _require(self.hidden_size % self.num_heads == 0, "hidden_size", self.hidden_size, "a multiple of num_heads")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share in [0, 1)")
 

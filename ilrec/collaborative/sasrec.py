@@ -1,15 +1,16 @@
 """SASRec, the light collaborative filter whose opinion becomes the reward (Kang & McAuley 2018; method.md, step 4).
 
-A causal transformer over item embeddings, trained with cross-entropy over the full catalogue at every position. The
-command line is tools/train_sasrec.py.
+A causal transformer over item embeddings, trained with cross-entropy over the full catalogue at every position. Where no user
+has an item twice, items of the history are no candidates, in training and in scoring. The command line is tools/train_sasrec.py.
 
-Shapes: B batch, T positions, D hidden size, I items, P positions with a target.
+Shapes: B batch, T positions, D hidden size, I items, P positions with a target, S pairs of a position and an item seen before it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ INITIAL_STD = 0.02
 # Scores of one validation batch: this many users times the catalogue.
 VALIDATION_BATCH_SIZE = 512
 VALIDATION_CUTOFF = 10
+
+# The logit of an item that is no candidate: e to it is 0, and softmax over nothing else is no NaN.
+NEVER = torch.finfo(torch.float32).min
 
 Sequences = Sequence[Sequence[int] | np.ndarray]
 
@@ -99,13 +103,20 @@ class SASRec(nn.Module):
 
     @torch.no_grad()
     def item_probabilities(self, histories: Sequences) -> Tensor:
-        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1; empty history: uniform. No dropout."""
+        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1; empty history: uniform. No dropout.
+
+        Under `candidates: unseen` all items of a history have probability 0, those that are too old to be read too.
+        """
         self.eval()
         device = self.items.weight.device
         items_BT = _left_padded([history[-self.config.max_history_items:] for history in histories]).to(device)
         logits_BI = self.item_logits(self(items_BT)[:, -1])
         is_empty_B = (items_BT == PADDING).all(dim=1)
-        return logits_BI.masked_fill(is_empty_B[:, None], 0.0).float().softmax(dim=-1)
+        logits_BI = logits_BI.masked_fill(is_empty_B[:, None], 0.0).float()
+        if self.config.candidates == "unseen":
+            seen_BT = _left_padded(histories).to(device)
+            logits_BI.index_put_(_pairs(seen_BT, seen_BT != PADDING), logits_BI.new_tensor(NEVER))
+        return logits_BI.softmax(dim=-1)
 
     def save(self, directory: str | Path) -> None:
         """Weights, then the configuration that makes them complete, each beside and renamed."""
@@ -141,18 +152,22 @@ def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfi
     """Train, and return the epoch with the best NDCG@10 on `valid`, (histories, targets), on the CPU.
 
     Every item of a training sequence but the first is a target once. The seed decides the result on the CPU. One line
-    per epoch goes to `log`. Raises InputError where no sequence has two items.
+    per epoch goes to `log`. Raises InputError where no sequence has two items, and where `candidates` does not fit them.
     """
     windows_WT = _windows(train_sequences, config.max_history_items)
+    config = dataclasses.replace(config, candidates=_candidates(train_sequences, config.candidates))
+    log(f"candidates: {config.candidates}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
         model = SASRec(num_items, config).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        num_steps = config.num_epochs * math.ceil(len(windows_WT) / config.batch_size)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
         best_ndcg, best_epoch, best_state = -1.0, 0, {}
         started = time.monotonic()
         for epoch in range(1, config.num_epochs + 1):
-            loss = _train_epoch(model, optimizer, windows_WT)
+            loss = _train_epoch(model, optimizer, schedule, windows_WT)
             ndcg = _ndcg(model, *valid)
             if ndcg > best_ndcg:
                 best_ndcg, best_epoch = ndcg, epoch
@@ -173,7 +188,8 @@ def popularity_scores(train_sequences: Sequences, num_items: int) -> np.ndarray:
                        minlength=num_items).astype(np.float64)
 
 
-def _train_epoch(model: SASRec, optimizer: torch.optim.Optimizer, windows_WT: Tensor) -> float:
+def _train_epoch(model: SASRec, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
+                 windows_WT: Tensor) -> float:
     """One pass over the windows in random order. Returns the mean loss per target."""
     model.train()
     device = model.items.weight.device
@@ -181,16 +197,57 @@ def _train_epoch(model: SASRec, optimizer: torch.optim.Optimizer, windows_WT: Te
     for batch in _batches(windows_WT, model.config.batch_size):
         window_BT = _trimmed(windows_WT[batch]).to(device)
         # Only positions that have a target are projected onto the catalogue.
-        has_target_BT = window_BT[:, :-1] != PADDING
-        states_PD = model(window_BT[:, :-1])[has_target_BT]
+        inputs_BT = window_BT[:, :-1]
+        has_target_BT = inputs_BT != PADDING
+        states_PD = model(inputs_BT)[has_target_BT]
         targets_P = window_BT[:, 1:][has_target_BT]
-        loss = F.cross_entropy(model.item_logits(states_PD), targets_P)
+        seen = _seen_before(inputs_BT) if model.config.candidates == "unseen" else None
+        loss = _loss(model.item_logits(states_PD), targets_P, seen, model.config.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        schedule.step()
         loss_sum += loss.detach() * len(targets_P)
         num_targets += len(targets_P)
     return loss_sum.item() / num_targets
+
+
+def _loss(logits_PI: Tensor, targets_P: Tensor, seen: tuple[Tensor, Tensor] | None, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy over the candidates, smoothed over them. Writes into logits_PI.
+
+    seen: (positions_S, items_S), pairs that are no candidates; None: all are.
+    """
+    total_P, num_candidates_P = logits_PI.sum(dim=1), torch.full_like(targets_P, logits_PI.shape[1])
+    if seen is not None:
+        total_P = total_P.index_add(0, seen[0], -logits_PI[seen])
+        num_candidates_P = num_candidates_P - torch.bincount(seen[0], minlength=len(targets_P))
+        logits_PI.index_put_(seen, logits_PI.new_tensor(NEVER))
+    log_sum_P = logits_PI.logsumexp(dim=1)
+    target_P = logits_PI.gather(1, targets_P[:, None]).squeeze(1)
+    return (log_sum_P - (1 - label_smoothing) * target_P - label_smoothing * total_P / num_candidates_P).mean()
+
+
+def _seen_before(items_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(position, item) pairs: each item that is no padding, numbered in order, with itself and the items before it."""
+    is_item_BT = items_BT != PADDING
+    length = items_BT.shape[1]
+    earlier_TT = torch.ones(length, length, dtype=torch.bool, device=items_BT.device).tril()
+    sees_PT = (is_item_BT[:, :, None] & is_item_BT[:, None, :] & earlier_TT)[is_item_BT]
+    return _pairs(items_BT[:, None, :].expand(-1, length, -1)[is_item_BT], sees_PT)
+
+
+def _pairs(items: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, item) for each True of `which`, both [rows, columns]."""
+    return which.nonzero()[:, 0], items[which]
+
+
+def _candidates(sequences: Sequences, wanted: str) -> str:
+    """`auto` decided by the data: "unseen" where no sequence has an item twice."""
+    repeated = next((number for number, sequence in enumerate(sequences) if len(np.unique(sequence)) < len(sequence)), None)
+    if wanted == "unseen" and repeated is not None:
+        raise InputError(f"candidates: unseen does not fit the data: training sequence {repeated} (from 0) has an item twice; expected "
+                         "auto or all")
+    return wanted if wanted != "auto" else "unseen" if repeated is None else "all"
 
 
 def _ndcg(model: SASRec, histories: Sequences, targets: Sequence[int] | np.ndarray) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ilrec.collaborative.sasrec import SASRec, _batches, _ndcg, _windows, popularity_scores, train_sasrec
+from ilrec.collaborative.sasrec import SASRec, _batches, _loss, _ndcg, _seen_before, _windows, popularity_scores, train_sasrec
 from ilrec.config import SASRecConfig
 from ilrec.errors import InputError
 
@@ -97,7 +97,51 @@ def test_learns_a_certain_next_item():
     model = train_sasrec(cycles(64), NUM_ITEMS, CONFIG, (histories, targets), lines.append)
     assert (model.item_probabilities(histories).argmax(dim=1).numpy() == targets).mean() > 0.9
     assert not model.training
-    assert len(lines) == CONFIG.num_epochs and "epoch 1/8: loss" in lines[0] and "left" in lines[0]
+    assert lines[0] == "candidates: unseen" and model.config.candidates == "unseen"
+    assert len(lines) == 1 + CONFIG.num_epochs and "epoch 1/8: loss" in lines[1] and "left" in lines[1]
+
+
+def test_seen_items_are_candidates_where_users_repeat_them():
+    """0 1 0 1 ...: the next item is one that was seen, and stays a candidate."""
+    repeating = [np.arange(6) % 2 for _ in range(64)]
+    model = train_sasrec(repeating, NUM_ITEMS, CONFIG, ([[0, 1]], [0]), lambda line: None)
+    probabilities = model.item_probabilities([[0, 1]])[0]
+    assert model.config.candidates == "all" and probabilities[0] > probabilities[2:].max()
+    with pytest.raises(InputError, match=r"training sequence 0 \(from 0\) has an item twice"):
+        train_sasrec(repeating, NUM_ITEMS, dataclasses.replace(CONFIG, candidates="unseen"), ([[0]], [1]), lambda line: None)
+
+
+def test_unseen_items_share_the_probability(model: SASRec):
+    """Also of a history that is longer than what is read; and one of the whole catalogue gives no NaN."""
+    before = model.item_probabilities([[11, 10, 1, 2, 3, 4, 5]])[0]
+    model.config = dataclasses.replace(CONFIG, candidates="unseen")
+    histories = [[11, 10, 1, 2, 3, 4, 5], [7], [], list(range(NUM_ITEMS))]
+    after = model.item_probabilities(histories)
+    seen = torch.zeros(NUM_ITEMS, dtype=torch.bool)
+    seen[histories[0]] = True
+    torch.testing.assert_close(after[0], before.masked_fill(seen, 0) / before[~seen].sum())
+    assert after[1, 7] == 0 and (after[2] == 1 / NUM_ITEMS).all() and after[3].isfinite().all()
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("unseen", [False, True])
+def test_loss_against_torch_over_the_candidates_alone(unseen: bool, label_smoothing: float):
+    """Row by row, the candidates' logits cut out, in float64; gradients too."""
+    torch.manual_seed(0)
+    windows = torch.tensor([[-1, 3, 5, 7], [2, 4, 6, 8]])
+    inputs, targets = windows[:, :-1], windows[:, 1:][windows[:, :-1] != -1]
+    logits = torch.randn(len(targets), NUM_ITEMS, dtype=torch.float64, requires_grad=True)
+    histories = [[3], [3, 5], [2], [2, 4], [2, 4, 6]] if unseen else [[]] * 5
+    losses = []
+    for row, (history, target) in enumerate(zip(histories, targets.tolist(), strict=True)):
+        kept = [item for item in range(NUM_ITEMS) if item not in history]
+        kept_target = torch.tensor(kept.index(target))
+        losses.append(torch.nn.functional.cross_entropy(logits[row, kept], kept_target, label_smoothing=label_smoothing))
+    expected = torch.stack(losses).mean()
+    loss = _loss(logits * 1, targets, _seen_before(inputs) if unseen else None, label_smoothing)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 def test_seed_decides_and_the_callers_randomness_is_left_alone():
