@@ -82,7 +82,7 @@ def free_port() -> int:
 
 
 def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command of the project as a user would, from its root. `deepspeed` starts two ranks (unless told) on a free port."""
+    """Run a command of the project as a user would, from its root. `torchrun`, and 3 s slower `deepspeed`, start two ranks."""
     words, variables = as_user(command, environment)
     return subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
 
@@ -94,6 +94,8 @@ def as_user(command: Sequence[str], environment: dict[str, str]) -> tuple[list[s
         words[0] = sys.executable
     if words[0] == "deepspeed":
         words[1:1] = ["--num_gpus", "2", "--master_port", str(free_port())]
+    if words[0] == "torchrun":
+        words[1:1] = ["--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     variables = {**inherited, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
     return words, variables

@@ -43,8 +43,8 @@ def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path, *wo
 
 
 def finish(words: list[str]) -> str:
-    """To the end. Returns what it said."""
-    result = launch(*words)
+    """To the end. Returns what it said. An undisturbed run is the same under torchrun, which starts sooner."""
+    result = launch(*("torchrun" if word == "deepspeed" else word for word in words))
     said = result.stdout + result.stderr
     assert result.returncode == 0, said[-6000:]
     return said

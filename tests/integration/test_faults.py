@@ -42,8 +42,7 @@ def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path
     """stage1, ZeRO-2. torchrun hands SIGTERM on to its ranks, as the deepspeed command does not; they stop after the same step."""
     run, log, longer = tmp_path / "run", tmp_path / "log", ("--max_steps", "40", "--save_steps", "40")
     finish(command("stage1", "zero2", data, base, tmp_path / "whole", *longer))
-    torchrun = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    with started(log, *torchrun, *command("stage1", "zero2", data, base, run, *longer)[1:]) as process:
+    with started(log, "torchrun", *command("stage1", "zero2", data, base, run, *longer)[1:]) as process:
         wait_for(lambda: newest_step(run) >= 2, process, log)
         process.send_signal(signal.SIGTERM)
         ends(process, log)
@@ -63,7 +62,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(zero, ranks, data,
     finish(words)
     checkpoint = tmp_path / "two" / "checkpoint-5"
     words += ["--output_dir", str(tmp_path / "other"), "--resume", str(checkpoint), "--gradient_accumulation_steps", str(4 // ranks)]
-    finish(["python", *words[1:]] if ranks == 1 else ["deepspeed", "--num_gpus", str(ranks), *words[1:]])
+    finish(["python", *words[1:]] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks), *words[1:]])
     expected = [line for line in training_lines(tmp_path / "two") if line["step"] > 5]
     for line, want in zip(training_lines(tmp_path / "other"), expected, strict=True):
         for name in ("step", "loss", "grad_norm", "learning_rate"):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.launch
 def runs(tmp_path_factory) -> list[tuple[dict, dict]]:
     """Per run: rank 0's counts and rank 1's, whose micro-batches have no supervised token."""
     directory = tmp_path_factory.mktemp("gathers")
-    result = launch("deepspeed", str(Path(__file__).with_name("gather_count.py")), "--output", str(directory))
+    result = launch("torchrun", str(Path(__file__).with_name("gather_count.py")), "--output", str(directory))
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     ranks = [json.loads((directory / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return list(zip(*ranks, strict=True))

@@ -1,6 +1,7 @@
 """Real launches of two ranks (deepspeed, torchrun): ZeRO-3 against one process, LoRA with new tokens to ranking, bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,15 @@ from conftest import launch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ilrec.merging.merge import merge
+from ilrec.merging.sources import open_source
 from ilrec.rank import main as rank_main
 from ilrec.train import train
 
 pytestmark = pytest.mark.launch
 COMMON = ["--num_readout_layers", "2", "--logging_steps", "1", "--lora_dropout", "0", "--lora_rank", "4"]
 # Within one epoch: at its end accelerate repeats samples so that all ranks have as many.
-STEPS = ["--max_steps", "5", "--learning_rate", "2e-3"]
-TORCHRUN = ["torchrun", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+STEPS = ["--max_steps", "5", "--save_steps", "3", "--learning_rate", "2e-3"]
 ZERO3 = ["--ds_config", "ds_configs/zero3_cpu.json"]
 
 
@@ -40,7 +42,7 @@ def test_zero3_on_two_ranks_equals_one_process(data, base, tmp_path):
     def cut(size: int, accumulation: int) -> list[str]:
         return ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(accumulation)]
 
-    succeeded(launch("deepspeed", "ilrec/train.py", *ZERO3, *words, *cut(2, 2), "--output_dir", str(tmp_path / "ranks")))
+    succeeded(launch("torchrun", "ilrec/train.py", *ZERO3, *words, *cut(2, 2), "--output_dir", str(tmp_path / "ranks")))
     train([*words, *cut(2, 4), "--output_dir", str(tmp_path / "accumulated")])
     train([*words, *cut(8, 1), "--output_dir", str(tmp_path / "whole")])
     expected = logged(tmp_path / "whole")
@@ -59,7 +61,7 @@ def test_zero3_on_two_ranks_equals_one_process(data, base, tmp_path):
 def adapter(data, base, tmp_path_factory) -> Path:
     """A LoRA stage1 with new semantic-ID tokens by two ZeRO-3 ranks, under torchrun: its final/."""
     directory = tmp_path_factory.mktemp("lora") / "stage1"
-    succeeded(launch(*TORCHRUN, "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage1.yaml", "--data", str(data),
+    succeeded(launch("torchrun", "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage1.yaml", "--data", str(data),
                      "--model", str(base), "--output_dir", str(directory), *COMMON, *STEPS, "--per_device_train_batch_size", "4"))
     return directory / "final"
 
@@ -85,9 +87,9 @@ def test_sharded_adapter_equals_one_process(adapter, data, base, tmp_path):
 def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
     """Adapter on one process == adapter on two torchrun ranks == merged model, every metric, each user once."""
     rank_main(["--model", str(adapter), "--output", str(tmp_path / "one.json")])
-    result = launch(*TORCHRUN, "ilrec/rank.py", "--model", str(adapter), "--batch_size", "4", "--output", str(tmp_path / "two.json"))
+    result = launch("torchrun", "ilrec/rank.py", "--model", str(adapter), "--batch_size", "4", "--output", str(tmp_path / "two.json"))
     succeeded(result)
-    succeeded(launch("python", "tools/merge_lora.py", "--adapter", str(adapter), "--output", str(tmp_path / "merged")))
+    succeeded(launch("python", "tools/merge_lora.py", "--adapter", str(adapter), "--output", str(tmp_path / "merged"), "--verify"))
     rank_main(["--model", str(tmp_path / "merged")])
     one, two, merged = (json.loads(p.read_text()) for p in (
         tmp_path / "one.json", tmp_path / "two.json", tmp_path / "merged" / "ranking.json"))
@@ -97,12 +99,12 @@ def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
 
 
 def test_merged_model_loads_alone_with_the_same_logits(adapter, tmp_path):
-    from tools_path import merge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ilrec.rank import load_trained
 
-    merge(str(adapter), tmp_path / "merged", "")
+    with open_source(str(adapter)) as source:
+        merge(source, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     model, tokenizer = load_trained(str(adapter), "", torch.device("cpu"))
     assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(tokenizer)
@@ -112,10 +114,27 @@ def test_merged_model_loads_alone_with_the_same_logits(adapter, tmp_path):
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
 
 
+def test_a_checkpoint_is_merged_from_its_shards(adapter, tmp_path):
+    """As where ZeRO-3 was told not to gather when it saves: adapter_model.safetensors is not there; the same model comes of it."""
+    shards = tmp_path / "checkpoint-3"
+    shutil.copytree(adapter.parent / "checkpoint-3", shards)
+    for name in ("adapter_model.safetensors", "manifest.json"):
+        (shards / name).unlink()
+    weights = []
+    for checkpoint, output in ((adapter.parent / "checkpoint-3", tmp_path / "gathered"), (shards, tmp_path / "consolidated")):
+        with open_source(str(checkpoint)) as source:
+            merge(source, output)
+        weights.append(load_file(output / "model.safetensors"))
+    assert (tmp_path / "gathered" / "item_index.json").exists() and (tmp_path / "gathered" / "ilrec.yaml").exists()
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
 def test_a_rank_without_supervised_tokens_does_not_hang(tmp_path):
     """Rank 1's micro-batch has no label at all; the step ends, and equals the step on rank 0's samples alone."""
     script = Path(__file__).with_name("empty_rank.py")
-    result = launch("deepspeed", str(script), "--output", str(tmp_path / "losses.json"), timeout=180)
+    result = launch("torchrun", str(script), "--output", str(tmp_path / "losses.json"), timeout=180)
     succeeded(result)
     two = json.loads((tmp_path / "losses.json").read_text())
     result = launch("python", str(script), "--output", str(tmp_path / "single.json"))
