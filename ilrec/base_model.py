@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,51 +25,15 @@ from transformers import (
     set_seed,
 )
 
-from ilrec.config import ModelConfig, read_json
+from ilrec.config import ModelConfig
 from ilrec.errors import InputError
+from ilrec.model_source import ModelSource
 
 # Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
 # a prompt and of titles in pieces; semantic-ID tokens come on top.
 SCRATCH_VOCAB_SIZE = 512
 EOS, PAD = "</s>", "<pad>"
 FLASH_ATTENTION = "flash_attention_2"
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """base: directory or hub name of the full model. adapter: directory of a peft adapter on it, or None."""
-
-    base: str
-    adapter: str | None = None
-
-    @property
-    def tokenizer(self) -> str:
-        return self.adapter or self.base
-
-
-def find_model(name: str, base: str = "") -> ModelSource:
-    """What `model:` means. An adapter directory brings its base along; `base` overrides the recorded place."""
-    path = Path(name)
-    if (path / "adapter_config.json").exists():
-        recorded = base or read_json(path / "adapter_config.json").get("base_model_name_or_path") or ""
-        if _looks_local(recorded) and not (Path(recorded) / "config.json").exists():
-            raise InputError(f"{path}/adapter_config.json: base_model_name_or_path: no model directory at {recorded!r}; "
-                             "put it back there, or write where it is now into that field")
-        if not any((path / f).exists() for f in ("adapter_model.safetensors", "adapter_model.bin")):
-            raise InputError(f"{path}: incomplete: adapter_config.json is there, adapter_model.safetensors is not; "
-                             "use the final/ directory of a finished run")
-        return ModelSource(base=recorded, adapter=str(path))
-    if path.is_dir() and not (path / "config.json").exists():
-        raise InputError(f"{path}: incomplete: neither config.json nor adapter_config.json; "
-                         "expected a Hugging Face model directory or the final/ of a finished run")
-    if not path.exists() and _looks_local(name):
-        raise InputError(f"model: no such directory: {name}; train the earlier stage first, or name a model directory")
-    return ModelSource(base=name)
-
-
-def _looks_local(name: str) -> bool:
-    """Hub names are `name` or `owner/name`; all else, and what exists, is a path."""
-    return bool(name) and (Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~", "runs/")))
 
 
 def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed: int) -> None:

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ilrec.base_model import find_model, load_base, load_tokenizer
+from ilrec.base_model import load_base, load_tokenizer
 from ilrec.config import DataConfig, ModelConfig, read_yaml
 from ilrec.data.collators import PromptCollator
 from ilrec.data.samples import EvaluationSamples
@@ -37,6 +37,7 @@ from ilrec.entry import rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.model import add_item_tokens, load_adapter
+from ilrec.model_source import find_model
 from ilrec.ranking.beam_search import trie_beam_search
 from ilrec.ranking.metrics import ranking_metrics, ranks_from_lists
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking

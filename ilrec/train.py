@@ -12,19 +12,20 @@ environment.json, metrics.jsonl, tensorboard/, checkpoint-*/ and final/.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
@@ -32,9 +33,7 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
 
 from ilrec.base_model import (
     FLASH_ATTENTION,
-    ModelSource,
     choose_dtype,
-    find_model,
     is_materialised,
     load_base,
     load_tokenizer,
@@ -48,7 +47,9 @@ from ilrec.data.samples import EvaluationSamples, SampleBuilder
 from ilrec.data.task import RecommendationTask, item_trie, load_task
 from ilrec.entry import environment, rank, run_entry, world_size
 from ilrec.errors import InputError
+from ilrec.merging.fingerprint import weights_fingerprint
 from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter
+from ilrec.model_source import ModelSource, find_model, local_directory
 from ilrec.ops.backends import why_unavailable
 from ilrec.training import zero3
 from ilrec.training.checkpoints import (
@@ -137,8 +138,8 @@ def reward_collators(config: TrainConfig, task: RecommendationTask, builder: Sam
 
 def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleBuilder, model: PreTrainedModel | PeftModel,
                  arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase, callbacks: Sequence[TrainerCallback] = (),
-                 ) -> ILRecTrainer:
-    """Samples in batches: of a number of samples, or by token budget, padded or flattened."""
+                 facts: Mapping[str, Any] | None = None) -> ILRecTrainer:
+    """Samples in batches: of a number of samples, or by token budget, padded or flattened. facts: for checkpoints' manifests."""
     samples = task.training_samples(builder)
     log_sizes(model, samples, task)
     with_rewards = reward_collators(config, task, builder)
@@ -156,7 +157,7 @@ def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleB
     validation = EvaluationSamples(task.dataset, builder, "valid") if config.training.eval_strategy != "no" else None
     trainer = ILRecTrainer(model=model, args=arguments, train_dataset=samples, eval_dataset=validation, data_collator=collate,
                            processing_class=tokenizer, callbacks=list(callbacks), batch_sampler=sampler, batch_collator=batch_collate,
-                           facts=run_facts(config, task))
+                           facts=facts)
     if trainer.is_world_process_zero():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))))
     return trainer
@@ -165,6 +166,15 @@ def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleB
 def run_facts(config: TrainConfig, task: RecommendationTask) -> dict[str, Any]:
     """What a checkpoint must share with the run that goes on from it: the samples and their order."""
     return {**task.identity(), "seed": config.training.seed}
+
+
+def base_facts(source: ModelSource) -> dict[str, Any]:
+    """Which weights training started from, so that an adapter is not merged into others. Empty where they are not in safetensors."""
+    if rank() != 0:
+        return {}  # what rank 0 says is written
+    with contextlib.suppress(InputError):
+        return {"base": {"name": source.base, "weights": weights_fingerprint(local_directory(source.base))}}
+    return {}
 
 
 def find_source(config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments) -> ModelSource:
@@ -185,10 +195,11 @@ def write_run_directory(config: TrainConfig, ds_config: dict | None, argv: list[
     write_yaml(directory / "config.yaml", config)
     if ds_config is not None:
         write_text(directory / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+    task.write_item_index(directory / "item_index.json")  # a checkpoint that is merged while the run goes on needs it
     write_text(directory / "environment.json", json.dumps(environment(argv) | {"data": task.dataset.fingerprint}, indent=2) + "\n")
 
 
-def save_final(trainer: Trainer, config: TrainConfig, task: RecommendationTask) -> None:
+def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationTask) -> None:
     """final/: model or adapter, tokenizer, and what ranking needs to render users and items the same way; all of it or nothing."""
     output_dir = config.training.output_dir
     directory = staging(output_dir) / FINAL
@@ -197,7 +208,7 @@ def save_final(trainer: Trainer, config: TrainConfig, task: RecommendationTask) 
         if trainer.is_world_process_zero():
             task.write_item_index(directory / "item_index.json")
             write_yaml(directory / "ilrec.yaml", config)
-        publish(output_dir, FINAL, {"step": trainer.state.global_step, **run_facts(config, task)})
+        publish(output_dir, FINAL, {"step": trainer.state.global_step, **trainer.facts})
 
 
 def log_sizes(model: torch.nn.Module, samples: Sized, task: RecommendationTask) -> None:
@@ -240,7 +251,8 @@ def train(argv: list[str]) -> int:
     builder = task.sample_builder(tokenizer)
     model = load_model(config, source, tokenizer, item_tokens, builder.item_token_ids())
     with StopRequest() as stop, zero3.weights_only(checkpoint):
-        trainer = make_trainer(config, task, builder, model, arguments, tokenizer, [stop])
+        facts = {**run_facts(config, task), **base_facts(source)}
+        trainer = make_trainer(config, task, builder, model, arguments, tokenizer, [stop], facts)
         trainer.train(resume_from_checkpoint=checkpoint)
         state = trainer.state
         if stop.is_stopping and state.global_step < state.max_steps:

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ilrec.base_model import (
     choose_attention,
     choose_dtype,
-    find_model,
     load_base,
     load_tokenizer,
     materialise,
@@ -17,6 +16,7 @@ from ilrec.base_model import (
 )
 from ilrec.config import ModelConfig
 from ilrec.errors import InputError
+from ilrec.model_source import find_model
 
 
 def test_scratch_model_is_a_plain_directory(base):
@@ -83,23 +83,7 @@ def write_gguf(base, path):
     return path
 
 
-def test_an_adapter_brings_its_base(base, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
-    source = find_model(str(tmp_path))
-    assert (source.base, source.adapter) == (str(base), str(tmp_path))
-    assert find_model(str(tmp_path), base="elsewhere/model").base == "elsewhere/model"
-
-
-def test_a_moved_base_is_named(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base"}))
-    with pytest.raises(InputError, match="base_model_name_or_path: no model directory at '/gone/base'"):
-        find_model(str(tmp_path))
-
-
 def test_other_refusals(tmp_path):
-    with pytest.raises(InputError, match="neither config.json nor adapter_config.json"):
-        find_model(str(tmp_path))
     with pytest.raises(InputError, match="no such GGUF file"):
         materialise(ModelConfig(model=str(tmp_path / "x.gguf")), tmp_path / "out", [], 0)
     with pytest.raises(InputError, match="could not be loaded"):

@@ -14,7 +14,8 @@ ALLOWED = {
     "errors": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(),
     "ranking.results": set(),
     "ranking.beam_search": {"items"},
-    "data": {"config", "items"}, "collaborative": {"config", "items"}, "base_model": {"config"}, "vocabulary_head": set(),
+    "data": {"config", "items"}, "collaborative": {"config", "items"}, "model_source": {"config"},
+    "base_model": {"config", "model_source"}, "vocabulary_head": set(), "merging": {"config", "model_source", "training"},
     "model": {"config", "ops", "vocabulary_head"},
     "entry": set(), "training": {"config", "ops", "items", "data", "collaborative", "model"},
 }
@@ -65,7 +66,7 @@ def test_heavy_packages_have_one_place(path):
 def test_import_without_the_optional_packages():
     """`import ilrec` and its parts work where deepspeed, triton and flash-attn are missing."""
     hidden = "import sys; [sys.modules.__setitem__(n, None) for n in ('deepspeed', 'triton', 'flash_attn')]; "
-    parts = "import ilrec, ilrec.ops, ilrec.config, ilrec.items.trie, ilrec.data.task, ilrec.collaborative.sasrec"
+    parts = "import ilrec, ilrec.ops, ilrec.config, ilrec.merging.merge, ilrec.items.trie, ilrec.data.task, ilrec.collaborative.sasrec"
     subprocess.run([sys.executable, "-c", hidden + parts], cwd=ROOT, check=True)
 
 
@@ -73,3 +74,9 @@ def test_no_module_shadows_a_library():
     """`deepspeed ilrec/train.py` puts ilrec/ first on sys.path: a file there must not be named like a package."""
     taken = {"kernels", "datasets", "evaluate", "tokenizers", "types", "accelerate", "logging", "resource"} | sys.stdlib_module_names
     assert not {path.stem for path in PACKAGE.iterdir()} & taken
+
+
+def test_a_merge_imports_no_transformers():
+    """Its memory is for tensors: transformers and peft take some 200 MB."""
+    check = "import sys, ilrec.merging.merge, ilrec.merging.inspection; assert not {'peft', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

@@ -10,13 +10,14 @@ import yaml
 from conftest import INIT, NUM_USERS, ROOT
 
 from ilrec import train as train_module
-from ilrec.base_model import find_model, load_base, load_tokenizer
+from ilrec.base_model import load_base, load_tokenizer
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config import ModelConfig, SASRecConfig
 from ilrec.data.collators import TrainingCollator
 from ilrec.data.task import load_task
 from ilrec.errors import InputError
 from ilrec.model import add_item_tokens, attach_objective, load_adapter
+from ilrec.model_source import find_model
 from ilrec.rank import main as rank_main
 from ilrec.train import train
 from ilrec.training.checkpoints import MANIFEST

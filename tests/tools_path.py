@@ -4,5 +4,3 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-
-from merge_lora import merge, untie_where_they_differ  # noqa: E402, F401

@@ -1,84 +1,62 @@
-"""Merge an adapter into its base: a plain Hugging Face model directory that ranks as the adapter does.
+"""Merge a LoRA adapter into its base, tensor by tensor: a plain Hugging Face model directory that ranks as the adapter does.
 
-    python tools/merge_lora.py --adapter runs/stage2/final --output merged [--base DIR]
+    python tools/merge_lora.py --adapter runs/stage2/final --output merged [--verify]
+    python tools/merge_lora.py --inspect runs/stage2
 
-Loadable by AutoModelForCausalLM alone; the tokenizer, item index and data settings are copied along, so that ilrec/rank.py
-reads it too. Merged in float32 and rounded once to the base's precision. Written beside and renamed.
+--adapter may be final/, any checkpoint-N, also of a run that goes on or has died, or an adapter written by peft. Memory does not grow
+with the model; W + scaling B A is computed in float32 and rounded once. Written beside and renamed: what has the name is whole.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
-import shutil
 import sys
+import time
 from pathlib import Path
-
-import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilrec.base_model import find_model, load_base, load_tokenizer
-from ilrec.config import ModelConfig
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
-from ilrec.model import add_item_tokens, load_adapter
-from ilrec.training.zero3 import check_saved
+from ilrec.merging.inspection import describe
+from ilrec.merging.merge import merge
+from ilrec.merging.sources import open_source
 
 logger = logging.getLogger("ilrec.merge_lora")
-COPIED = ("item_index.json", "ilrec.yaml")
 
 
-def merge(adapter: str, output: Path, base: str) -> None:
-    """Raises InputError when `adapter` is none, does not fit its base, or `output` exists."""
-    source = find_model(adapter, base)
-    if source.adapter is None:
-        raise InputError(f"--adapter: {adapter} is a full model, there is nothing to merge; expected a directory with "
-                         "adapter_config.json")
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"--output: {output} exists and is not empty; name a new directory, or remove it")
-    tokenizer = load_tokenizer(source)
-    stored = AutoConfig.from_pretrained(source.base).dtype or torch.float32
-    model = load_base(source, ModelConfig(model=source.base, dtype="float32", attn_implementation="sdpa"))
-    add_item_tokens(model, tokenizer)
-    merged = load_adapter(model, source.adapter, is_trainable=False).merge_and_unload(safe_merge=True)
-    untie_where_they_differ(merged)
-    merged.to(stored)
-    # Sampling settings left over from the base (temperature, top_p) would break beam search for the next user.
-    merged.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    beside = output.with_name(output.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    merged.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    for name in COPIED:
-        if (Path(adapter) / name).exists():
-            shutil.copy(Path(adapter) / name, beside / name)
-    check_saved(beside)
-    if output.exists():
-        output.rmdir()
-    os.replace(beside, output)
-    logger.info("%s + %s -> %s (%s parameters, %s)", source.base, adapter, output, f"{merged.num_parameters():,}", stored)
-
-
-def untie_where_they_differ(model: PreTrainedModel) -> None:
-    """Tied embeddings of which an adapter trained one side only must be saved as two tensors."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if model.config.tie_word_embeddings and embedding is not head:
-        if torch.equal(embedding, head):
-            model.tie_weights()
-        else:
-            model.config.tie_word_embeddings = False
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", help="final/ or checkpoint-N of a LoRA run, or any peft adapter directory")
+    parser.add_argument("--output", type=Path, help="model directory to write")
+    parser.add_argument("--base", default="", help="base model, where it is no longer at the recorded place")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what to write (default: as the base, per tensor)")
+    parser.add_argument("--workers", type=int, help="threads (default: one per core, at most 8)")
+    parser.add_argument("--verify", action="store_true", help="compare the logits of both, layer by layer")
+    parser.add_argument("--inspect", type=Path, metavar="DIR", help="say what is in a run, checkpoint, adapter or model")
+    arguments = parser.parse_args(argv)
+    if not arguments.inspect and not (arguments.adapter and arguments.output):
+        parser.error("--adapter and --output are needed (or --inspect DIR)")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError(f"--workers: expected a positive number, got {arguments.workers}")
+    return arguments
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapter", required=True, help="final/ of a LoRA run, or any peft adapter directory")
-    parser.add_argument("--output", required=True, type=Path, help="model directory to write")
-    parser.add_argument("--base", default="", help="base model, where it is no longer at the recorded place")
-    arguments = parser.parse_args(argv)
-    merge(arguments.adapter, arguments.output, arguments.base)
+    arguments = parse_arguments(argv)
+    if arguments.inspect:
+        print(describe(arguments.inspect), flush=True)
+        return
+    begun = time.monotonic()
+    with open_source(arguments.adapter, arguments.base) as source:
+        merged = merge(source, arguments.output, dtype=arguments.dtype, workers=arguments.workers)
+        logger.info("%s + %s -> %s (%s parameters, %s, %.1f s)", source.base, source.adapter, merged.output,
+                    f"{merged.num_parameters:,}", "/".join(merged.record["dtypes"]), time.monotonic() - begun)
+        if arguments.verify:
+            from ilrec.merging.verification import verify  # imports transformers, which the merge does without
+
+            logger.info("verified: %s", verify(merged.output, source))
 
 
 if __name__ == "__main__":

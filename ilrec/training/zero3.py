@@ -184,6 +184,18 @@ def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
 
+def consolidated_adapter(checkpoint: Path) -> dict[str, Tensor]:
+    """The trained tensors of a ZeRO-2 or ZeRO-3 checkpoint, in float32 on the CPU, under the names of peft's adapter files."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with weights_only(str(checkpoint)):
+        try:
+            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), exclude_frozen_parameters=True)
+        except (OSError, ValueError, KeyError, AssertionError) as error:
+            raise InputError(f"{checkpoint}: its shards cannot be put together: {error}; take another checkpoint") from None
+    return {re.sub(r"\.default(?=\.|$)", "", name): tensor.contiguous() for name, tensor in state.items()}
+
+
 def check_saved(directory: str | Path) -> None:
     """Raises RuntimeError when a saved tensor is empty (the usual ZeRO-3 and LoRA accident) or nothing was saved."""
     files = sorted(Path(directory).glob("*.safetensors"))
