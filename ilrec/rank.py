@@ -39,6 +39,7 @@ from ilrec.items.trie import ItemTrie
 from ilrec.model import add_item_tokens, load_adapter
 from ilrec.model_source import find_model
 from ilrec.ranking.beam_search import trie_beam_search
+from ilrec.ranking.candidates import CANDIDATES, choose_candidates, drop_history_from_lists
 from ilrec.ranking.metrics import ranking_metrics, ranks_from_lists
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
 
@@ -51,6 +52,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="final/ of a run, or a merged model directory")
     parser.add_argument("--data", help="data directory (default: the one that the model was trained on)")
     parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--candidates", choices=CANDIDATES, default="auto",
+                        help="all; unseen: no item of the history; auto: unseen if no user of the data has an item twice")
     parser.add_argument("--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K")
     parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
     parser.add_argument("--base", default="", help="the adapter's base model, where it has moved")
@@ -89,8 +92,10 @@ def data_config(model_directory: str, data: str | None) -> DataConfig:
 
 @torch.inference_mode()
 def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTrie, pad_token_id: int, num_beams: int,
-               batch_size: int, device: torch.device) -> Tensor:
+               batch_size: int, device: torch.device, candidates: str) -> Tensor:
     """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are split over the ranks.
+
+    candidates: all or unseen; the beams are those of all items, of which the history's leave the list.
 
     Users with histories of like length share a batch, so that little of it is padding, the longest first.
     """
@@ -98,10 +103,14 @@ def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTri
     mine = order[rank()::world_size()].tolist()
     loader = DataLoader(Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id))
     ranks, started, spoke = [], time.monotonic(), time.monotonic()
-    for batch in loader:
+    for number, batch in enumerate(loader):
         items_BK, scores_BK = trie_beam_search(
             model, batch["input_ids"].to(device), batch["attention_mask"].to(device), trie, num_beams)
-        ranks.append(ranks_from_lists(items_BK.cpu(), scores_BK.cpu(), batch["target_item"]))
+        items_BK = items_BK.cpu()
+        if candidates == "unseen":
+            users = mine[number * batch_size:(number + 1) * batch_size]
+            items_BK = drop_history_from_lists(items_BK, [samples.histories[user] for user in users])
+        ranks.append(ranks_from_lists(items_BK, scores_BK.cpu(), batch["target_item"]))
         if rank() == 0 and time.monotonic() - spoke > SECONDS_BETWEEN_PROGRESS:
             spoke = time.monotonic()
             num_done = sum(len(r) for r in ranks)
@@ -143,9 +152,10 @@ def main(argv: list[str]) -> None:
     builder = task.sample_builder(tokenizer)
     trie = item_trie(builder).to(device)
     samples = EvaluationSamples(task.dataset, builder, arguments.split)
-    ranks = rank_users(model, samples, trie, tokenizer.pad_token_id, arguments.num_beams, arguments.batch_size, device)
+    candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
+    ranks = rank_users(model, samples, trie, tokenizer.pad_token_id, arguments.num_beams, arguments.batch_size, device, candidates)
     metrics = ranking_metrics(ranks, tuple(k for k in CUTOFFS if k <= arguments.num_beams))
-    protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks),
+    protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks), "candidates": candidates,
                 "num_items": task.dataset.num_items, "num_beams": arguments.num_beams, "data": config.data,
                 "checkpoint": str(Path(arguments.model).resolve()), "dtype": str(model.dtype).split(".")[-1]}
     if rank() == 0:

@@ -4,9 +4,9 @@
     python tools/rank_baselines.py --method item_knn --data DIR --output runs/knn/test.json [--similarity cosine] [--num_neighbours 100]
     python tools/rank_baselines.py --method sasrec --sasrec runs/sasrec --data DIR --split valid --output runs/sasrec/valid.json
 
-The protocol is that of ilrec/rank.py: every item is a candidate, also one that the user has had; the history is all items before
-the target; ties count against the target. Counts and similarities are taken from the training items alone. Writes the metrics and,
-beside them, NAME.npy with the target's rank for each user. Item-kNN needs `pip install implicit`.
+The protocol is that of ilrec/rank.py: every item is a candidate, but those of the history where no user has an item twice; the
+history is all items before the target; ties count against the target. Counts and similarities are taken from the training items
+alone. Writes the metrics and, beside them, NAME.npy with the target's rank for each user. Item-kNN needs `pip install implicit`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,13 @@ from ilrec.data.interactions import read_interactions
 from ilrec.data.ragged import Ragged
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
-from ilrec.ranking.metrics import ranking_metrics, ranks_from_scores
+from ilrec.ranking.candidates import CANDIDATES, choose_candidates, rank_by_scores
+from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
 
 logger = logging.getLogger("ilrec.baselines")
 METHODS = ("popularity", "item_knn", "sasrec")
 SIMILARITIES = {"cosine": "CosineRecommender", "tfidf": "TFIDFRecommender", "bm25": "BM25Recommender"}  # implicit's names
-# Scores of one batch: this many users times the catalogue.
-USERS_PER_BATCH = 256
-
 Scorer = Callable[[Ragged], Tensor]
 
 
@@ -90,19 +88,13 @@ def sasrec(dataset: InteractionDataset, directory: str) -> Scorer:
     return model.item_probabilities
 
 
-def rank_all(dataset: InteractionDataset, split: str, scorer: Scorer) -> Tensor:
-    """The target's rank for each user, in order: int64 [users]."""
-    histories, targets = dataset.evaluation(split)
-    batches = [slice(i, i + USERS_PER_BATCH) for i in range(0, len(histories), USERS_PER_BATCH)]
-    return torch.cat([ranks_from_scores(scorer(histories[users]), torch.from_numpy(targets[users])) for users in batches])
-
-
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--data", required=True, help="data directory")
     parser.add_argument("--output", required=True, type=Path, help="JSON file to write")
     parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--candidates", choices=CANDIDATES, default="auto", help="as of ilrec/rank.py")
     parser.add_argument("--sasrec", default="", help="directory that tools/train_sasrec.py wrote, for --method sasrec")
     parser.add_argument("--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter")
     arguments, rest = parser.parse_known_args(argv)
@@ -115,10 +107,12 @@ def main(argv: list[str]) -> None:
     dataset = read_interactions(arguments.data, arguments.k_core)
     scorer = {"popularity": lambda: popularity(dataset), "item_knn": lambda: item_knn(dataset, config),
               "sasrec": lambda: sasrec(dataset, arguments.sasrec)}[arguments.method]()
-    ranks = rank_all(dataset, arguments.split, scorer)
+    candidates = choose_candidates(arguments.candidates, dataset.sequences)
+    ranks = rank_by_scores(*dataset.evaluation(arguments.split), scorer, candidates)
     metrics = ranking_metrics(ranks, CUTOFFS)
     write_ranking(arguments.output, metrics, {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks),
-                                              "num_items": dataset.num_items, "method": arguments.method} | fields, ranks)
+                                              "candidates": candidates, "num_items": dataset.num_items,
+                                              "method": arguments.method} | fields, ranks)
     print(format_table({arguments.method: metrics}, tuple(metrics)), flush=True)
 
 

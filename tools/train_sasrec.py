@@ -24,7 +24,8 @@ from ilrec.data.dataset import InteractionDataset
 from ilrec.data.interactions import read_interactions
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
-from ilrec.ranking.metrics import ranking_metrics, ranks_from_scores
+from ilrec.ranking.candidates import choose_candidates, rank_by_scores
+from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
 
 logger = logging.getLogger("ilrec.sasrec")
@@ -43,11 +44,10 @@ def sasrec_config(path: str | None, overrides: dict) -> SASRecConfig:
 
 def measure(dataset: InteractionDataset, score, name: str, output: Path) -> dict[str, float]:
     """`score(histories) -> [B, I]` on every test user against the full catalogue."""
-    histories, targets = dataset.evaluation("test")
-    ranks = torch.cat([ranks_from_scores(score(histories[i:i + 256]), torch.as_tensor(targets[i:i + 256]))
-                       for i in range(0, len(histories), 256)])
+    candidates = choose_candidates("auto", dataset.sequences)
+    ranks = rank_by_scores(*dataset.evaluation("test"), score, candidates)
     metrics = ranking_metrics(ranks, CUTOFFS)
-    write_ranking(output, metrics, {"catalogue": "full ranking", "split": "test", "num_users": len(ranks),
+    write_ranking(output, metrics, {"catalogue": "full ranking", "split": "test", "num_users": len(ranks), "candidates": candidates,
                                     "num_items": dataset.num_items, "method": name}, ranks)
     return metrics
 
