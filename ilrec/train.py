@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sys.path, its parent must be
@@ -199,7 +199,7 @@ def write_run_directory(config: TrainConfig, ds_config: dict | None, argv: list[
     write_text(directory / "environment.json", json.dumps(environment(argv) | {"data": task.dataset.fingerprint}, indent=2) + "\n")
 
 
-def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationTask) -> None:
+def save_final(trainer: Trainer, config: TrainConfig, task: RecommendationTask, facts: Mapping[str, Any]) -> None:
     """final/: model or adapter, tokenizer, and what ranking needs to render users and items the same way; all of it or nothing."""
     output_dir = config.training.output_dir
     directory = staging(output_dir) / FINAL
@@ -208,7 +208,7 @@ def save_final(trainer: ILRecTrainer, config: TrainConfig, task: RecommendationT
         if trainer.is_world_process_zero():
             task.write_item_index(directory / "item_index.json")
             write_yaml(directory / "ilrec.yaml", config)
-        publish(output_dir, FINAL, {"step": trainer.state.global_step, **trainer.facts})
+        publish(output_dir, FINAL, {"step": trainer.state.global_step, **facts})
 
 
 def log_sizes(model: torch.nn.Module, samples: Sized, task: RecommendationTask) -> None:
@@ -225,6 +225,7 @@ def train(argv: list[str]) -> int:
     ds_config = None
     if ds_path:
         zero3.prepare_environment()
+        zero3.allow_state_classes()
         ds_config = zero3.read_ds_config(ds_path, config.flat(), choose_dtype(config.model.dtype), world_size())
     task = load_task(config.data)
     if not is_materialised(config.model):
@@ -258,7 +259,7 @@ def train(argv: list[str]) -> int:
         if stop.is_stopping and state.global_step < state.max_steps:
             logger.warning("stopped after step %d of %d; the same command goes on", state.global_step, state.max_steps)
             return STOPPED
-        save_final(trainer, config, task)
+        save_final(trainer, config, task, facts)
     return 0
 
 

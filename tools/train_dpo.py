@@ -33,7 +33,17 @@ from ilrec.data.samples import IGNORE_INDEX, SampleBuilder, TrainingSamples
 from ilrec.data.task import load_task
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
-from ilrec.train import add_tokens, find_source, load_model, load_tokenizer, save_final, training_arguments, write_run_directory
+from ilrec.train import (
+    add_tokens,
+    base_facts,
+    find_source,
+    load_model,
+    load_tokenizer,
+    run_facts,
+    save_final,
+    training_arguments,
+    write_run_directory,
+)
 from ilrec.training.trainer import RunDirectory
 
 
@@ -111,7 +121,7 @@ def main(argv: list[str]) -> None:
                           data_collator=lambda groups: collate([sample for group in groups for sample in group]),
                           reference=copy.deepcopy(model).requires_grad_(False), num_rejected=own.num_rejected, dpo_beta=own.dpo_beta)
     trainer.train()
-    save_final(trainer, config, task)
+    save_final(trainer, config, task, {**run_facts(config, task), **base_facts(source)})
 
 
 if __name__ == "__main__":

@@ -151,11 +151,15 @@ def weights_only(checkpoint: str | None) -> Iterator[None]:
 
 
 def allow_state_classes() -> None:
-    """The classes in DeepSpeed's optimizer states (0.19), all of them plain data."""
+    """The classes in DeepSpeed's optimizer states (0.19), all of them plain data. Call before states are written, too.
+
+    Python 3.11.0 to 3.11.3 pickle an enum's member through getattr, which no file that is opened as data may name; here by value.
+    """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    ZeroStageEnum.__reduce_ex__ = lambda stage, protocol: (ZeroStageEnum, (stage.value,))  # type: ignore[method-assign]
     torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
 
 

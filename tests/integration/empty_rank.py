@@ -19,7 +19,6 @@ from ilrec.training.trainer import ILRecTrainer
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--output", type=Path, required=True)
-parser.add_argument("--local_rank")
 output = parser.parse_args().output
 launched = "RANK" in os.environ
 ds_config = json.loads((Path("ds_configs") / "zero3_cpu.json").read_text()) if launched else None

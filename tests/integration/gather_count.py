@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -96,9 +97,8 @@ def run(trained: str, keep: str, directory: Path) -> list[dict]:
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--output", type=Path, required=True)
-parser.add_argument("--local_rank", type=int)
 parsed = parser.parse_args()
 counts = [{"trained": trained, "keep": keep, "micro_steps": run(trained, keep, parsed.output / "run")}
           for trained in ("all", "lora", "rows") for keep in ("default", "nothing")]
-(parsed.output / f"rank{parsed.local_rank}.json").write_text(json.dumps(counts))
+(parsed.output / f"rank{os.environ['RANK']}.json").write_text(json.dumps(counts))
 leave_process_group()

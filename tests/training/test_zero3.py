@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,12 @@ def test_nothing_that_a_checkpoint_holds_is_run(tmp_path):
     with pytest.raises(InputError, match=r"checkpoint-5 holds a pickle of \S*system, which"), zero3.weights_only("checkpoint-5"):
         torch.load(tmp_path / "evil.pt", weights_only=False)
     assert not (tmp_path / "ran").exists() and zero3.FORCE_WEIGHTS_ONLY not in os.environ
+
+
+def test_states_are_pickled_as_data_on_every_python():
+    """3.11.0 to 3.11.3 would write an enum's member as a call of getattr, which nothing opened as data may name."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    zero3.allow_state_classes()
+    pickled = pickle.dumps({"stage": ZeroStageEnum.weights}, protocol=2)
+    assert b"getattr" not in pickled and pickle.loads(pickled)["stage"] is ZeroStageEnum.weights
