@@ -162,11 +162,11 @@ class NewTensor:
 class TensorWriter:
     """A model's files, allocated whole at once (a full disk is noticed before the work) and filled in any order, by any thread."""
 
-    def __init__(self, directory: Path, tensors: Iterable[NewTensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    def __init__(self, directory: Path, tensors: Iterable[NewTensor], max_shard_bytes: int | None = None) -> None:
         """Raises OSError where there is no space for them."""
         self.directory = directory
         self.tensors: dict[str, StoredTensor] = {}
-        shards = _shards(list(tensors), max_shard_bytes)
+        shards = _shards(list(tensors), max_shard_bytes or MAX_SHARD_BYTES)
         for number, shard in enumerate(shards, 1):
             name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._allocate(directory / name, shard)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from adapters import VOCAB, logits, write_adapter, write_base
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from ilrec.merging import rows, tensor_files
 from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
 
@@ -94,3 +97,37 @@ def exact_sums(base: Path, adapter: Path, scaling: float) -> dict[str, torch.Ten
             name = key.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
             sums[name] = start[name].double() + scaling * factors[key.replace("lora_A", "lora_B")].double() @ a.double()
     return sums
+
+
+def test_what_lies_beside_the_weights(tmp_path):
+    """Tokenizer, no sampling left over, hashes of all that was read; and the precision that was asked for."""
+    base = write_base(tmp_path / "base")
+    write_adapter(base, tmp_path / "adapter")
+    (tmp_path / "adapter" / "item_index.json").write_text("{}")
+    assert json.loads((base / "generation_config.json").read_text())["temperature"] == 0.6
+    run_merge(tmp_path / "adapter", tmp_path / "merged", dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert model.dtype == torch.bfloat16 and not model.generation_config.do_sample and model.generation_config.temperature is None
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (1, 0)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == VOCAB and (tmp_path / "merged" / "item_index.json").exists()
+    record = json.loads((tmp_path / "merged" / "MERGE.json").read_text())
+    for side, name in (("base", "model.safetensors"), ("adapter", "adapter_model.safetensors"), ("adapter", "adapter_config.json")):
+        assert record[side]["files"][name] == hashlib.sha256((tmp_path / side / name).read_bytes()).hexdigest()
+    assert record["tensors_by_scaling"] == {"2": 4} and record["dtypes"] == ["BF16"]
+
+
+def test_shards_and_workers_change_no_value(tmp_path, monkeypatch):
+    """A base in shards, written in shards, by four threads in small blocks: the same tensors."""
+    base = write_base(tmp_path / "base")
+    write_adapter(base, tmp_path / "adapter", target_modules="all-linear")
+    whole = run_merge(tmp_path / "adapter", tmp_path / "whole", workers=1)
+    LlamaForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "sharded", max_shard_size="4KB")
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(tensor_files, "MAX_SHARD_BYTES", 3000)
+    with open_source(str(tmp_path / "adapter"), str(tmp_path / "sharded")) as source:
+        merge(source, tmp_path / "merged", workers=4)
+    files = sorted((tmp_path / "merged").glob("model-*-of-*.safetensors"))
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1 and len(files) > 3
+    merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert merged.keys() == whole.keys() and all(torch.equal(merged[name], tensor) for name, tensor in whole.items())
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
