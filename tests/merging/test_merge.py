@@ -116,8 +116,8 @@ def test_what_lies_beside_the_weights(tmp_path):
     assert record["tensors_by_scaling"] == {"2": 4} and record["dtypes"] == ["BF16"]
 
 
-def test_shards_and_workers_change_no_value(tmp_path, monkeypatch):
-    """A base in shards, written in shards, by four threads in small blocks: the same tensors."""
+def test_shards_blocks_and_workers_make_the_same_model(tmp_path, monkeypatch):
+    """A base in shards, written in shards, by four threads. Blocks of another size may sum in another order: within one step."""
     base = write_base(tmp_path / "base")
     write_adapter(base, tmp_path / "adapter", target_modules="all-linear")
     whole = run_merge(tmp_path / "adapter", tmp_path / "whole", workers=1)
@@ -129,5 +129,7 @@ def test_shards_and_workers_change_no_value(tmp_path, monkeypatch):
     files = sorted((tmp_path / "merged").glob("model-*-of-*.safetensors"))
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1 and len(files) > 3
     merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    assert merged.keys() == whole.keys() and all(torch.equal(merged[name], tensor) for name, tensor in whole.items())
+    assert merged.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert_within_one_step(merged[name], tensor, name)
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
