@@ -95,7 +95,7 @@ def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTri
                batch_size: int, device: torch.device, candidates: str) -> Tensor:
     """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are split over the ranks.
 
-    candidates: all or unseen; the beams are those of all items, of which the history's leave the list.
+    candidates: all, or unseen: items of a user's history take no beam.
 
     Users with histories of like length share a batch, so that little of it is padding, the longest first.
     """
@@ -104,12 +104,13 @@ def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTri
     loader = DataLoader(Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id))
     ranks, started, spoke = [], time.monotonic(), time.monotonic()
     for number, batch in enumerate(loader):
+        users = mine[number * batch_size:(number + 1) * batch_size]
+        excluded = [samples.histories[user] for user in users] if candidates == "unseen" else None
         items_BK, scores_BK = trie_beam_search(
-            model, batch["input_ids"].to(device), batch["attention_mask"].to(device), trie, num_beams)
+            model, batch["input_ids"].to(device), batch["attention_mask"].to(device), trie, num_beams, excluded)
         items_BK = items_BK.cpu()
-        if candidates == "unseen":
-            users = mine[number * batch_size:(number + 1) * batch_size]
-            items_BK = drop_history_from_lists(items_BK, [samples.histories[user] for user in users])
+        if excluded is not None:  # what shares a leaf with an item that is not excluded was found with it
+            items_BK = drop_history_from_lists(items_BK, excluded)
         ranks.append(ranks_from_lists(items_BK, scores_BK.cpu(), batch["target_item"]))
         if rank() == 0 and time.monotonic() - spoke > SECONDS_BETWEEN_PROGRESS:
             spoke = time.monotonic()

@@ -60,6 +60,16 @@ class ItemTrie:
         edges = edges.masked_fill(~mask, 0)
         return self.child_tokens[edges].masked_fill(~mask, 0), (edges + 1).masked_fill(~mask, 0), mask
 
+    def exhausted(self, histories: Sequence[np.ndarray | Sequence[int]]) -> Tensor:
+        """(row, node) pairs, as row * num_nodes + node, below which every item is in the row's history: sorted int64 [E]."""
+        distinct = [np.unique(np.asarray(history, dtype=np.int64)) for history in histories]
+        rows_N = torch.from_numpy(np.repeat(np.arange(len(distinct)), [len(items) for items in distinct])).to(self.leaf_items.device)
+        items_N = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *distinct])).to(self.leaf_items.device)
+        paths_ND = self.item_paths[items_N]
+        keys, counts = torch.unique((rows_N[:, None] * self.num_nodes + paths_ND)[paths_ND >= 0], return_counts=True)
+        nodes = keys % self.num_nodes
+        return keys[counts == (self.node_end - self.node_start)[nodes]]
+
     @classmethod
     def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> ItemTrie:
         """Item i -> its response tokens, end token included. InputError when one is empty or begins another."""

@@ -8,9 +8,11 @@ Shapes: B users, K beams, C children, T prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -77,21 +79,22 @@ def _expand_cache(cache: Cache, num_beams: int, num_steps: int) -> None:
 
 
 @torch.inference_mode()
-def trie_beam_search(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, trie: ItemTrie,
-                     num_beams: int) -> tuple[Tensor, Tensor]:
+def trie_beam_search(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, trie: ItemTrie, num_beams: int,
+                     excluded: Sequence[np.ndarray | Sequence[int]] | None = None) -> tuple[Tensor, Tensor]:
     """The num_beams best items per user, best first: items int64 [B, K], scores float32 [B, K] (float64 for such a model).
 
     input_ids_BT, attention_mask_BT: LEFT-padded prompts. Where the catalogue has fewer items than num_beams, the rest is item
     -1 with score -inf. Items that share a leaf follow each other in ascending order with the same score. `model` is a Hugging Face
-    causal LM; `trie` lies on its device.
+    causal LM; `trie` lies on its device. excluded: per user, items that take no beam; of items that share a leaf all or none.
     """
     num_users = len(input_ids_BT)
+    closed = trie.exhausted(excluded) if excluded is not None else None
     positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
     outputs = model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=True,
                     logits_to_keep=1)
     nodes_B1 = torch.zeros(num_users, 1, dtype=torch.int64, device=input_ids_BT.device)
     beams = Beams(nodes_B1, outputs.logits.new_zeros(num_users, 1, dtype=_score_dtype(outputs.logits)))
-    beams, parents_BK, tokens_BK = _extend(beams, outputs.logits[:, -1], trie, num_beams)
+    beams, parents_BK, tokens_BK = _extend(beams, outputs.logits[:, -1], trie, num_beams, closed)
     cache = outputs.past_key_values
     _expand_cache(cache, num_beams, trie.max_depth - 1)  # the prompt's own logits made the first step
     attention_mask = attention_mask_BT.repeat_interleave(num_beams, dim=0)
@@ -101,7 +104,7 @@ def trie_beam_search(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor
         position = position + 1
         outputs = model(input_ids=tokens_BK.reshape(-1, 1), attention_mask=attention_mask, position_ids=position,
                         past_key_values=cache, use_cache=True, logits_to_keep=1)
-        beams, parents_BK, tokens_BK = _extend(beams, outputs.logits[:, -1], trie, num_beams)
+        beams, parents_BK, tokens_BK = _extend(beams, outputs.logits[:, -1], trie, num_beams, closed)
         rows_B1 = torch.arange(num_users, device=parents_BK.device)[:, None] * num_beams
         cache.reorder_cache((rows_B1 + parents_BK).reshape(-1))
     return _expand_items(beams, trie, num_beams)
@@ -116,15 +119,19 @@ def _is_leaf(trie: ItemTrie, nodes_BK: Tensor) -> Tensor:
     return (trie.child_offsets[nodes_BK] == trie.child_offsets[nodes_BK + 1]) | (nodes_BK == 0)
 
 
-def _extend(beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int) -> tuple[Beams, Tensor, Tensor]:
+def _extend(beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int, closed: Tensor | None) -> tuple[Beams, Tensor, Tensor]:
     """One level down: the best num_beams among all children of all beams, and the finished beams as they are.
 
     logits: [B * K', V], K' beams so far. Returns the new beams, the beam each came from and the token it took. Tokens outside the
-    trie are never looked at, so that an empty list of children lets nothing through.
+    trie are never looked at, so that an empty list of children lets nothing through; nor are `closed` children (ItemTrie.exhausted).
     """
     num_users, width = beams.nodes_BK.shape
     logits_BKV = logits.to(beams.scores_BK.dtype).view(num_users, width, -1)
     tokens_BKC, nodes_BKC, mask_BKC = trie.children(beams.nodes_BK)
+    if closed is not None and len(closed):
+        keys_BKC = nodes_BKC + trie.num_nodes * torch.arange(num_users, device=nodes_BKC.device)[:, None, None]
+        places_BKC = torch.searchsorted(closed, keys_BKC).clamp(max=len(closed) - 1)
+        mask_BKC &= closed[places_BKC] != keys_BKC
     logps_BKC = logits_BKV.gather(2, tokens_BKC) - logits_BKV.logsumexp(-1, keepdim=True)
     scores_BKC = (beams.scores_BK[..., None] + logps_BKC).masked_fill(~mask_BKC, -torch.inf)
     finished_BK = trie.child_offsets[beams.nodes_BK] == trie.child_offsets[beams.nodes_BK + 1]

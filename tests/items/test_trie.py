@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +63,13 @@ def test_against_brute_force():
 def test_refusals(sequences, message):
     with pytest.raises(InputError, match=message):
         ItemTrie.from_sequences(sequences)
+
+
+def test_exhausted_against_brute_force():
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, 3, 3).tolist() for _ in range(30)]
+    trie = ItemTrie.from_sequences(sequences)
+    histories = [rng.choice(30, size, replace=True) for size in (0, 5, 25, 60)]
+    expected = [row * trie.num_nodes + node for row, history in enumerate(histories) for node in range(trie.num_nodes)
+                if set(trie.leaf_items[trie.node_start[node]:trie.node_end[node]].tolist()) <= set(history.tolist())]
+    assert len(expected) > 10 and trie.exhausted(histories).tolist() == expected

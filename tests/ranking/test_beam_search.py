@@ -66,6 +66,20 @@ def test_padding_and_company_do_not_matter(model):
         torch.testing.assert_close(together[1][row], alone[1][0], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("num_beams", [2, 8])
+def test_excluded_items_take_no_beam(model, num_beams):
+    """None for the first user; one leaf's first item, a whole branch; everything. Two beams find as many items as are left."""
+    excluded = [[], [4, 2, 0, 1, 7, 3], list(range(8))]
+    items, scores = trie_beam_search(model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams, excluded)
+    free, _ = trie_beam_search(model, *left_padded(PROMPTS[:1]), ItemTrie.from_sequences(SEQUENCES), num_beams)
+    assert items[0].tolist() == free[0].tolist()
+    expected = exhaustive(model, PROMPTS[1])
+    found = set(items[1].tolist()) - {-1}  # 4 and 5 share a leaf
+    assert found == {4, 5, 6} if num_beams == 8 else len(found) == 2 and found <= {4, 5, 6}
+    torch.testing.assert_close(scores[1][:2], expected[items[1][:2]], rtol=0, atol=1e-9)
+    assert (items[2] == -1).all() and scores[2].isneginf().all()
+
+
 def test_one_item_needs_one_beam(model):
     items, _ = trie_beam_search(model, *left_padded(PROMPTS), ItemTrie.from_sequences([[4, EOS]]), 2)
     assert items.tolist() == [[0, -1]] * 3
