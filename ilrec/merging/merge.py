@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ PORTION_BYTES = 64 * 2**20
 READ_BYTES = 2**22
 # More gain nothing: the disk is the limit.
 MAX_WORKERS = 8
+SECONDS_BETWEEN_PROGRESS = 10  # in a job's log
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,12 @@ def write_tensors(plan: Plan, adapter: Adapter, directory: Path, workers: int) -
 
 def run_jobs(jobs: list[tuple[Callable[..., int], tuple]], total_bytes: int, workers: int) -> None:
     """Each returns how many bytes it did. The first error ends all, once the jobs under way have ended."""
+    seconds = 0.2 if sys.stderr.isatty() else SECONDS_BETWEEN_PROGRESS
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the threads
     try:
         with (ThreadPoolExecutor(workers) as pool,
-              tqdm(total=total_bytes, unit="B", unit_scale=True, desc="merge and hash", disable=None) as progress):
+              tqdm(total=total_bytes, unit="B", unit_scale=True, desc="merge and hash", mininterval=seconds) as progress):
             try:
                 for done in as_completed([pool.submit(job, *arguments) for job, arguments in jobs]):
                     progress.update(done.result())

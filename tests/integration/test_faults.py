@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from runs import assert_same_run, command, ends, finish, kill_all, newest_step, ranks_of, started, training_lines, wait_for
+from safetensors.torch import load_file
 from stress_resume import Report, start_and_kill
 
 from ilrec.training.stop import STOPPED
+from ilrec.training.zero3 import consolidated_adapter
 
 pytestmark = pytest.mark.launch
 
@@ -56,11 +59,17 @@ def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path
 
 @pytest.mark.parametrize("zero, ranks", [("zero2", 1), pytest.param("zero3_cpu", 4, marks=pytest.mark.slow)])
 def test_another_number_of_ranks_goes_on_with_the_same_losses(zero, ranks, data, base, tmp_path):
-    """2 ranks x 2 micro-steps of 2 samples, then 1 x 4 or 4 x 1: the same global batches, hence the same numbers but for rounding."""
+    """2 ranks x 2 micro-steps of 2 samples, then 1 x 4 or 4 x 1: the same global batches, hence the same numbers but for rounding.
+
+    And a merge that finds no gathered adapter in the checkpoint puts the same one together from its shards.
+    """
     words = [*command("stage1", zero, data, base, tmp_path / "two", "--max_tokens_per_batch", "0", "--per_device_train_batch_size", "2",
                       "--max_steps", "8", "--lora_dropout", "0")]
     finish(words)
     checkpoint = tmp_path / "two" / "checkpoint-5"
+    consolidated, gathered = consolidated_adapter(checkpoint), load_file(checkpoint / "adapter_model.safetensors")
+    assert consolidated.keys() == gathered.keys()
+    assert all(torch.equal(consolidated[name], tensor) for name, tensor in gathered.items())
     words += ["--output_dir", str(tmp_path / "other"), "--resume", str(checkpoint), "--gradient_accumulation_steps", str(4 // ranks)]
     finish(["python", *words[1:]] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks), *words[1:]])
     expected = [line for line in training_lines(tmp_path / "two") if line["step"] > 5]
