@@ -165,6 +165,10 @@ class TrainingConfig:
         _one_of("eval_strategy", self.eval_strategy, ("no", "steps", "epoch"))
 
 
+# Items that may come next: all; unseen: those that are not in the history; auto: unseen if no user has an item twice.
+CANDIDATES = ("auto", "all", "unseen")
+
+
 @dataclass
 class SASRecConfig:
     """The light collaborative filter (Kang & McAuley 2018). Used by tools/train_sasrec.py."""
@@ -186,7 +190,7 @@ class SASRecConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "max_history_items", "batch_size", "num_epochs", "patience"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        _one_of("candidates", self.candidates, ("auto", "all", "unseen"))
+        _one_of("candidates", self.candidates, CANDIDATES)
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share in [0, 1)")
         _require(self.hidden_size % self.num_heads == 0, "hidden_size", self.hidden_size, "a multiple of num_heads")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share in [0, 1)")

@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ilrec.base_model import load_base, load_tokenizer
-from ilrec.config import DataConfig, ModelConfig, read_yaml
+from ilrec.config import CANDIDATES, DataConfig, ModelConfig, read_yaml
 from ilrec.data.collators import PromptCollator
 from ilrec.data.samples import EvaluationSamples
 from ilrec.data.task import item_trie, load_task
@@ -39,7 +39,7 @@ from ilrec.items.trie import ItemTrie
 from ilrec.model import add_item_tokens, load_adapter
 from ilrec.model_source import find_model
 from ilrec.ranking.beam_search import trie_beam_search
-from ilrec.ranking.candidates import CANDIDATES, choose_candidates, drop_history_from_lists
+from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
 from ilrec.ranking.metrics import ranking_metrics, ranks_from_lists
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
 

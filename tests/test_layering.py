@@ -14,7 +14,7 @@ ALLOWED = {
     "errors": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(),
     "ranking.results": set(), "ranking.candidates": {"ranking.metrics"},
     "ranking.beam_search": {"items"},
-    "data": {"config", "items"}, "collaborative": {"config", "items"}, "model_source": {"config"},
+    "data": {"config", "items"}, "collaborative": {"config", "items", "ranking.candidates"}, "model_source": {"config"},
     "base_model": {"config", "model_source"}, "vocabulary_head": set(), "merging": {"config", "model_source", "training"},
     "model": {"config", "ops", "vocabulary_head"},
     "entry": set(), "training": {"config", "ops", "items", "data", "collaborative", "model"},

@@ -26,13 +26,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilrec.collaborative.sasrec import SASRec, popularity_scores
-from ilrec.config import DataConfig, build_section, nearest, parse_overrides, setting
+from ilrec.config import CANDIDATES, DataConfig, build_section, nearest, parse_overrides, setting
 from ilrec.data.dataset import InteractionDataset
 from ilrec.data.interactions import read_interactions
 from ilrec.data.ragged import Ragged
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
-from ilrec.ranking.candidates import CANDIDATES, choose_candidates, rank_by_scores
+from ilrec.ranking.candidates import choose_candidates, rank_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ilrec.config import SASRecConfig, read_json, write_text
 from ilrec.errors import InputError
+from ilrec.ranking.candidates import choose_candidates, first_repeat
 
 PADDING = -1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -242,12 +243,11 @@ def _pairs(items: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _candidates(sequences: Sequences, wanted: str) -> str:
-    """`auto` decided by the data: "unseen" where no sequence has an item twice."""
-    repeated = next((number for number, sequence in enumerate(sequences) if len(np.unique(sequence)) < len(sequence)), None)
-    if wanted == "unseen" and repeated is not None:
+    """As choose_candidates; InputError where unseen is wanted and does not fit."""
+    if wanted == "unseen" and (repeated := first_repeat(sequences)) is not None:
         raise InputError(f"candidates: unseen does not fit the data: training sequence {repeated} (from 0) has an item twice; expected "
                          "auto or all")
-    return wanted if wanted != "auto" else "unseen" if repeated is None else "all"
+    return choose_candidates(wanted, sequences)
 
 
 def _ndcg(model: SASRec, histories: Sequences, targets: Sequence[int] | np.ndarray) -> float:

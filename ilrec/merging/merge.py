@@ -6,7 +6,6 @@ ilrec/rank.py reads it too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -30,11 +29,11 @@ from ilrec.merging.plan import MergedTensor, Plan, make_plan
 from ilrec.merging.rows import RowMerger, blocks
 from ilrec.merging.sources import MergeSource
 from ilrec.merging.tensor_files import NAMES, TensorWriter, read_tensors
+from ilrec.training.checkpoints import size_and_digest
 
 RECORD = "MERGE.json"
 # Of a tensor that one thread writes at a time, in several blocks: enough that starting it costs nothing.
 PORTION_BYTES = 64 * 2**20
-READ_BYTES = 2**22
 # More gain nothing: the disk is the limit.
 MAX_WORKERS = 8
 SECONDS_BETWEEN_PROGRESS = 10  # in a job's log
@@ -101,8 +100,8 @@ def write_tensors(plan: Plan, adapter: Adapter, directory: Path, workers: int) -
         return (stop - start) * writer.tensors[tensor.name].row_bytes
 
     def digest(file: Path) -> int:
-        hashes[file] = sha256(file)
-        return file.stat().st_size
+        size, hashes[file] = size_and_digest(file)
+        return size
 
     files = [*input_files(plan), *adapter_files(adapter)]
     jobs: list[tuple[Callable[..., int], tuple]] = [(write, portion) for tensor in plan.tensors for portion in portions(tensor)]
@@ -142,14 +141,6 @@ def input_files(plan: Plan) -> list[Path]:
 
 def adapter_files(adapter: Adapter) -> list[Path]:
     return [adapter.directory / CONFIG, *sorted({tensor.path for tensor in adapter.tensors.values()})]
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def scalings(plan: Plan) -> dict[str, int]:

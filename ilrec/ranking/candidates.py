@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ilrec.ranking.metrics import ranks_from_scores
 
-CANDIDATES = ("auto", "all", "unseen")
 # Scores of one batch: this many users times the catalogue.
 USERS_PER_BATCH = 256
 
@@ -25,10 +24,15 @@ Histories = Sequence[Any]  # of item numbers, each an array or a sequence
 
 
 def choose_candidates(wanted: str, sequences: Histories) -> str:
-    """`auto` decided by the data: "unseen" where no sequence has an item twice, else "all"."""
+    """One of config.CANDIDATES, `auto` decided by the data: "unseen" where no sequence has an item twice, else "all"."""
     if wanted != "auto":
         return wanted
-    return "all" if any(len(np.unique(sequence)) < len(sequence) for sequence in sequences) else "unseen"
+    return "unseen" if first_repeat(sequences) is None else "all"
+
+
+def first_repeat(sequences: Histories) -> int | None:
+    """The number of the first sequence that has an item twice."""
+    return next((number for number, sequence in enumerate(sequences) if len(np.unique(sequence)) < len(sequence)), None)
 
 
 def drop_history_from_lists(items_BK: Tensor, histories: Histories) -> Tensor:

@@ -208,7 +208,7 @@ def _relative_files(directory: Path) -> list[str]:
 
 def _flushed_digest(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, and its bytes on the disk."""
-    size, digest = _digest(path)
+    size, digest = size_and_digest(path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -222,10 +222,11 @@ def _file_fault(path: Path, size: int, digest: str) -> str:
         return "is missing"
     if path.stat().st_size != size:
         return f"has {path.stat().st_size:,} bytes, expected {size:,}"
-    return "" if _digest(path)[1] == digest else f"does not fit the SHA-256 in {MANIFEST}"
+    return "" if size_and_digest(path)[1] == digest else f"does not fit the SHA-256 in {MANIFEST}"
 
 
-def _digest(path: Path) -> tuple[int, str]:
+def size_and_digest(path: Path) -> tuple[int, str]:
+    """Bytes, and their SHA-256."""
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
