@@ -6,6 +6,7 @@ Shapes: V vocabulary of the base, W of the merged model, H hidden size.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ def make_plan(base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapt
 
     Raises InputError where the adapter does not fit, naming both.
     """
+    check_whole(base, text_config(config))
     changes = dict(adapter.changes)
     embedding = next((name for name in base if name.endswith(EMBEDDING)), None)
     was_tied = bool(text_config(config).get("tie_word_embeddings")) or HEAD not in base
@@ -72,6 +74,15 @@ def make_plan(base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapt
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Where a multi-modal model keeps its language model's settings."""
     return config.get("text_config", config)
+
+
+def check_whole(base: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
+    """Raises InputError where a layer that config.json counts, or the head of an untied model, is in no file."""
+    layers = {int(match.group(1)) for name in base if (match := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
+    missing = sorted(set(range(config.get("num_hidden_layers", 0))) - layers) if layers else []
+    if missing or (config.get("tie_word_embeddings") is False and HEAD not in base):
+        lacks = f"layer {missing[0]} of {config['num_hidden_layers']}" if missing else HEAD
+        raise InputError(f"{_directory(base)}: incomplete: config.json promises {lacks}, no file has it; copy the model again")
 
 
 def _directory(base: Mapping[str, StoredTensor]) -> Path:

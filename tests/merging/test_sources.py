@@ -112,6 +112,14 @@ def test_values_that_the_written_precision_cannot_hold(adapter, tmp_path):
     assert f"as stored in {path}" in refusal(adapter, tmp_path)
 
 
+def test_a_base_that_lacks_tensors(adapter, tmp_path):
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    for start, promised in (("lm_head", "lm_head.weight"), ("model.layers.1.", "layer 1 of 2")):
+        save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(start)}, path)
+        assert f"incomplete: config.json promises {promised}, no file has it" in refusal(adapter, tmp_path)
+
+
 def test_a_damaged_checkpoint_is_told_by_its_manifest(adapter, tmp_path):
     (adapter / "manifest.json").write_text(json.dumps({"files": {"adapter_config.json": {"size": 1, "sha256": "0"}}}))
     assert "adapter_config.json has" in refusal(adapter, tmp_path)
