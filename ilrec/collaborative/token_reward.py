@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ilrec.items.trie import ItemTrie
+from ilrec.items.trie import ROOT, ItemTrie
 
 
 def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Sequence[int] | Tensor | np.ndarray,
@@ -38,7 +38,8 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     child_offsets = trie.child_offsets.numpy()
     num_children_N = child_offsets[prefixes_N + 1] - child_offsets[prefixes_N]
     edges_E = _ranges(child_offsets[prefixes_N], num_children_N)
-    mass_E = _mass_below(mass_BI[:, trie.leaf_items.numpy()], np.repeat(rows_N, num_children_N), edges_E + 1, trie)
+    mass_E = _mass_below(mass_BI[:, trie.leaf_items.numpy()], np.repeat(rows_N, num_children_N), edges_E + 1,
+                         np.repeat(prefixes_N == ROOT, num_children_N), trie)
     offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
     total_E = np.repeat(np.add.reduceat(mass_E, offsets_N1[:-1]), num_children_N)
     equal_E = 1 / np.repeat(num_children_N, num_children_N)
@@ -55,18 +56,24 @@ def _prefix_nodes(targets_B: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np
     return np.nonzero(has_next_BD)[0], paths_BD[:, :-1][has_next_BD]
 
 
-def _mass_below(leaf_mass_BI: np.ndarray, rows_E: np.ndarray, nodes_E: np.ndarray, trie: ItemTrie) -> np.ndarray:
-    """Sum of leaf_mass_BI[row] over the leaves below each node: float64 [E].
+def _mass_below(leaf_mass_BI: np.ndarray, rows_E: np.ndarray, nodes_E: np.ndarray, is_first_E: np.ndarray,
+                trie: ItemTrie) -> np.ndarray:
+    """Sum of leaf_mass_BI[row] over the leaves below each node: float64 [E]. is_first_E: the root's children, a run of them per row.
 
-    Segments are summed one by one. Differences of a running sum would be cheaper and lose what is small beside the sum.
+    Segments are summed one by one. Differences of a running sum would be cheaper and lose what is small beside the sum. The root's
+    children cover every leaf, in the same segments for each row: no list of leaves for them, which would be as large as leaf_mass_BI.
     """
     start_E, end_E = trie.node_start.numpy()[nodes_E], trie.node_end.numpy()[nodes_E]
-    num_leaves_E = end_E - start_E
-    leaves = _ranges(start_E + rows_E * leaf_mass_BI.shape[1], num_leaves_E)
-    return np.add.reduceat(leaf_mass_BI.ravel()[leaves], np.cumsum(num_leaves_E) - num_leaves_E)
+    mass_E = np.empty(len(nodes_E))
+    num_first = int(trie.child_offsets[ROOT + 1])
+    mass_E[is_first_E] = np.add.reduceat(leaf_mass_BI, trie.node_start.numpy()[1 : num_first + 1], axis=1).ravel()
+    num_leaves_E = (end_E - start_E)[~is_first_E]
+    leaves = _ranges((start_E + rows_E * leaf_mass_BI.shape[1])[~is_first_E], num_leaves_E)
+    mass_E[~is_first_E] = np.add.reduceat(leaf_mass_BI.ravel()[leaves], np.cumsum(num_leaves_E) - num_leaves_E)
+    return mass_E
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """start, start + 1, ..., start + count - 1 for each pair, in one array."""
     ends = np.cumsum(counts)
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    return np.arange(counts.sum()) + np.repeat(starts - (ends - counts), counts)

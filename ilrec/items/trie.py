@@ -1,6 +1,6 @@
 """ItemTrie: which tokens may follow a prefix so that an item is still spelled, and which items lie below it.
 
-Nodes are numbered breadth-first, root 0; the children of a node are consecutive and sorted by token. Every other node is the
+Nodes are numbered breadth-first from ROOT; the children of a node are consecutive and sorted by token. Every other node is the
 child of exactly one edge, so that edge e leads to node e + 1 and no child table is needed.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ilrec.errors import InputError
 
+ROOT = 0
 
 @dataclass(frozen=True)
 class ItemTrie:
@@ -101,7 +102,7 @@ def _number_nodes(sorted_ID: np.ndarray) -> tuple[np.ndarray, ...]:
     """Breadth-first numbers from sorted rows: paths [I, D + 1], edge tokens, edge parents, item range of each node."""
     num_items, depth = sorted_ID.shape
     paths = np.full((num_items, depth + 1), -1, dtype=np.int64)
-    paths[:, 0] = 0
+    paths[:, 0] = ROOT
     tokens, parents, start, end = [], [], [np.array([0])], [np.array([num_items])]
     num_nodes, begins = 1, np.zeros(num_items, dtype=bool)  # begins: this row's prefix differs from the row before
     begins[0] = True
