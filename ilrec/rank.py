@@ -5,7 +5,7 @@
 
 --model is the final/ of a run (adapter or full model) or a merged model. Writes ranking.json beside the model's weights,
 or where --output says: metrics, and the protocol that they were measured under; and ranking.npy, the target's rank for each user.
-Each user is ranked exactly once.
+Each user, or each of --num_users, is ranked exactly once.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
                         help="all; unseen: no item of the history; auto: unseen if no user of the data has an item twice")
     parser.add_argument("--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K")
     parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
+    parser.add_argument("--num_users", type=int, default=0, help="only so many users, evenly spread over the data's; 0: all")
     parser.add_argument("--base", default="", help="the adapter's base model, where it has moved")
     parser.add_argument("--output", help="where to write (default: MODEL/ranking.json)")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    for name in ("num_beams", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name}: expected a positive number, got {getattr(arguments, name)}")
+    for name, least in (("num_beams", 1), ("batch_size", 1), ("num_users", 0)):
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name}: expected {least} or more, got {getattr(arguments, name)}")
     return arguments
 
 
@@ -133,6 +134,13 @@ def _gather(ranks: Tensor, order: Tensor) -> Tensor:
     return merged
 
 
+def evenly_spread(num_wanted: int, num_users: int) -> slice:
+    """The same users for every model, so that two rankings can be compared in pairs. num_wanted 0: all."""
+    wanted = min(num_wanted, num_users) or num_users
+    step = num_users // wanted
+    return slice(0, wanted * step, step)
+
+
 def start_processes() -> torch.device:
     """The device of this process; a process group where a launcher started several."""
     cuda = torch.cuda.is_available()
@@ -152,7 +160,8 @@ def main(argv: list[str]) -> None:
     model, tokenizer = load_trained(arguments.model, arguments.base, device, arguments.trust_remote_code)
     builder = task.sample_builder(tokenizer)
     trie = item_trie(builder).to(device)
-    samples = EvaluationSamples(task.dataset, builder, arguments.split)
+    users = evenly_spread(arguments.num_users, len(task.dataset.sequences))
+    samples = EvaluationSamples(task.dataset, builder, arguments.split, users)
     candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
     ranks = rank_users(model, samples, trie, tokenizer.pad_token_id, arguments.num_beams, arguments.batch_size, device, candidates)
     metrics = ranking_metrics(ranks, tuple(k for k in CUTOFFS if k <= arguments.num_beams))

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -64,6 +65,9 @@ def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
     assert all(line["loss/reward"] > 0 and line["loss/preference"] > 0 for line in logged(tmp_path / "run"))
     rank_main(["--model", str(final), "--num_beams", "5"])
     assert json.loads((final / "ranking.json").read_text())["protocol"]["num_users"] == NUM_USERS
+    rank_main(["--model", str(final), "--num_beams", "5", "--num_users", "4", "--output", str(tmp_path / "some.json")])
+    step = NUM_USERS // 4
+    assert np.load(tmp_path / "some.npy").tolist() == np.load(final / "ranking.npy")[:4 * step:step].tolist()
 
 
 def test_from_scratch_with_all_parameters(data, tmp_path):

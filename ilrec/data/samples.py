@@ -176,10 +176,11 @@ class TrainingSamples(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """One sample per user, in the order of the dataset's users: the target of `split` ("valid" or "test")."""
+    """One sample per user (of `users`), in the order of the dataset's users: the target of `split` ("valid" or "test")."""
 
-    def __init__(self, dataset: InteractionDataset, builder: SampleBuilder, split: str) -> None:
-        self.histories, self.targets = dataset.evaluation(split)
+    def __init__(self, dataset: InteractionDataset, builder: SampleBuilder, split: str, users: slice = slice(None)) -> None:
+        histories, targets = dataset.evaluation(split)
+        self.histories, self.targets = histories[users], targets[users]
         self.builder = builder
 
     def __len__(self) -> int:
