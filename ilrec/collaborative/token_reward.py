@@ -27,7 +27,7 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     holds the tokens that may follow prefix n and their rewards, which sum to 1. A prefix that no probable item starts
     with gets equal rewards. Raises ValueError on a wrong shape and on negative or NaN probabilities.
     """
-    mass_BI = np.asarray(item_probabilities_BI, dtype=np.float64)
+    mass_BI = np.asarray(item_probabilities_BI)
     targets_B = np.asarray(target_items_B, dtype=np.int64)
     if mass_BI.shape != (len(targets_B), trie.num_items):
         expected = (len(targets_B), trie.num_items)
@@ -38,8 +38,9 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     child_offsets = trie.child_offsets.numpy()
     num_children_N = child_offsets[prefixes_N + 1] - child_offsets[prefixes_N]
     edges_E = _ranges(child_offsets[prefixes_N], num_children_N)
-    mass_E = _mass_below(mass_BI[:, trie.leaf_items.numpy()], np.repeat(rows_N, num_children_N), edges_E + 1,
-                         np.repeat(prefixes_N == ROOT, num_children_N), trie)
+    # take: indexing by [:, items] would lay the columns out one after the other, and all that follows reads rows.
+    leaf_mass_BI = np.take(mass_BI, trie.leaf_items.numpy(), axis=1).astype(np.float64)
+    mass_E = _mass_below(leaf_mass_BI, np.repeat(rows_N, num_children_N), edges_E + 1, np.repeat(prefixes_N == ROOT, num_children_N), trie)
     offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
     total_E = np.repeat(np.add.reduceat(mass_E, offsets_N1[:-1]), num_children_N)
     equal_E = 1 / np.repeat(num_children_N, num_children_N)
