@@ -40,7 +40,8 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     edges_E = _ranges(child_offsets[prefixes_N], num_children_N)
     # take: indexing by [:, items] would lay the columns out one after the other, and all that follows reads rows.
     leaf_mass_BI = np.take(mass_BI, trie.leaf_items.numpy(), axis=1).astype(np.float64)
-    mass_E = _mass_below(leaf_mass_BI, np.repeat(rows_N, num_children_N), edges_E + 1, np.repeat(prefixes_N == ROOT, num_children_N), trie)
+    mass_E = _mass_below(leaf_mass_BI, np.repeat(rows_N, num_children_N), edges_E + 1,
+                         np.repeat(prefixes_N == ROOT, num_children_N), trie)
     offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
     total_E = np.repeat(np.add.reduceat(mass_E, offsets_N1[:-1]), num_children_N)
     equal_E = 1 / np.repeat(num_children_N, num_children_N)
