@@ -22,20 +22,24 @@ $(VENV)/triton: $(VENV)/installed
 
 # Side by side what uses one core; then, alone, what starts ranks: they wait for each other in loops that take a core each.
 test: $(VENV)/installed $(VENV)/triton lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m 'not launch and not cluster and not slow'
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m 'launch and not cluster and not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 -m 'not launch and not cluster and not slow'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m 'launch and not cluster and not slow'
 
 # The SLURM templates on a SLURM of three nodes that the tests start on this machine: root, Debian or Ubuntu.
 test-cluster: $(VENV)/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m cluster tests/cluster
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m cluster tests/cluster
 
 test-slow: $(VENV)/installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q -m slow
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m slow
+
+# Only the project's own files: a user's notes, data and scratch scripts in the checkout are not looked at.
+PYTHON_FILES = $(shell git ls-files '*.py' 2>/dev/null || find setup.py ilrec tools tests -name '*.py')
+SHELL_FILES = $(shell git ls-files '*.sh' 2>/dev/null || find slurm tests -name '*.sh') .ci/run
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/shellcheck slurm/*.sh tests/cluster/*.sh .ci/run
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/mypy $(filter ilrec/% tools/%,$(PYTHON_FILES))
+	$(BIN)/shellcheck $(SHELL_FILES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

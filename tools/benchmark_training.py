@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def make_model(arguments: argparse.Namespace, device: torch.device) -> Any:
     torch.manual_seed(0)
     dtype = choose_dtype("auto") if device.type == "cuda" else torch.float32
     with torch.device(device):
-        base = LlamaForCausalLM(LlamaConfig(**SIZES[arguments.size], attn_implementation="sdpa")).to(dtype)
+        config: Any = LlamaConfig(**SIZES[arguments.size], attn_implementation="sdpa")  # type: ignore[call-arg]
+        base: Any = LlamaForCausalLM(config)
+        base.to(dtype)
     with torch.no_grad():  # logits as far apart as a trained model's; as initialised, all tokens are about equally likely
         base.model.norm.weight.fill_(LOGIT_STD / (base.config.initializer_range * base.config.hidden_size**0.5))
     model: Any = base
@@ -103,9 +106,13 @@ def make_batch(arguments: argparse.Namespace, model: Any, num_supervised: int, d
 
 
 def stage_output(model: Any, stage: str, batch: dict[str, Tensor]) -> Any:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base.prepare_objective(objective_of(stage), [])
     return model(**batch)
+
+
+def stage_loss(model: Any, stage: str, batch: dict[str, Tensor]) -> Tensor:
+    return stage_output(model, stage, batch).loss
 
 
 def negatives_per_token(model: Any, batch: dict[str, Tensor]) -> float:
@@ -136,7 +143,7 @@ def dpo_of(margins_B: Tensor) -> Tensor:
 
 def response_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """log p of each response, logits made for supervised tokens only: float32 [G]."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     hidden_GTH = base.get_decoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
     supervised_GT = batch["labels"][:, 1:] != IGNORE_INDEX
     logits_NV = base.get_output_embeddings()(hidden_GTH[:, :-1][supervised_GT]).float()
@@ -194,8 +201,8 @@ def measure_case(arguments: argparse.Namespace, model: Any, num_supervised: int,
     batch = make_batch(arguments, model, num_supervised, device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     reference = reference_of(model)
-    losses: dict[str, Callable[[], Tensor]] = {stage: (lambda stage=stage: stage_output(model, stage, batch).loss) for stage in STAGES}
-    losses["dpo"] = lambda: dpo_loss(model, reference, batch)
+    losses: dict[str, Callable[[], Tensor]] = {stage: partial(stage_loss, model, stage, batch) for stage in STAGES}
+    losses["dpo"] = partial(dpo_loss, model, reference, batch)
 
     def step(name: str) -> None:
         losses[name]().backward()
@@ -207,7 +214,7 @@ def measure_case(arguments: argparse.Namespace, model: Any, num_supervised: int,
     for name in losses:  # the warm-up too: optimizer state exists after the first
         step(name)
         copied = [] if isinstance(model, PeftModel) or name != "dpo" else list(reference().__enter__().parameters())
-        rows[name] = {"peak_bytes": held_bytes(model, optimizer, copied) + peak_extra_bytes(lambda name=name: step(name), device)}
+        rows[name] = {"peak_bytes": held_bytes(model, optimizer, copied) + peak_extra_bytes(partial(step, name), device)}
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     operation = dict.fromkeys(losses, 0.0)
     with clock.running():

@@ -8,6 +8,7 @@ that wait for each other. Each is one InputError with file and place, so that no
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import sys
@@ -29,7 +30,7 @@ from ilrec.errors import InputError
 
 GRID_KEYS = ("data", "split", "launcher", "ds_config", "num_beams", "shared", "rows", "compare")
 ROW_KEYS = ("like", "baseline", "recipe", "script", "model", "sasrec", "fields", "seeds")
-TRAINING_FIELDS = tuple(name for section in SECTIONS.values() for name in section.__dataclass_fields__)
+TRAINING_FIELDS = tuple(field.name for section in SECTIONS.values() for field in dataclasses.fields(section))
 # The grid says these in its own words (data, seeds, model: ROW, sasrec: ROW), and each run has its own directory.
 SET_BY_THE_GRID = ("data", "output_dir", "seed", "resume", "sasrec")
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+=-]*")  # names a directory, too

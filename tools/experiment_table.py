@@ -113,7 +113,9 @@ def compare(grid: Grid, results: Mapping[str, Sequence[Result]]) -> list[Compari
     for names in grid.compare:
         if not all(name in results for name in names):
             continue
-        pair = seeds_to_compare(*(results[name] for name in names), any(grid.rows[name].is_deterministic for name in names))
+        first, second = (results[name] for name in names)
+        any_fits = any(grid.rows[name].is_deterministic for name in names)
+        pair = seeds_to_compare(first, second, any_fits)
         for metric in COMPARED:
             first_U, second_U = (np.mean([per_user(result.ranks_U, metric) for result in row], axis=0) for row in pair)
             difference = float(np.mean(first_U - second_U))

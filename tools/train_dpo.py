@@ -73,7 +73,8 @@ class SDPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # a mean over samples, not over tokens
         self.add_callback(RunDirectory())
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+                     num_items_in_batch: Tensor | int | None = None) -> Any:
         with torch.no_grad():
             reference_G = response_logps(self.reference, inputs)
         ratios = (response_logps(model, inputs) - reference_G).view(-1, self.group)
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
     write_run_directory(config, None, argv, task)
     set_seed(config.training.seed)
     source = find_source(config, task, arguments)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, config.model.trust_remote_code)
     add_tokens(tokenizer, task.prompt.new_tokens(), config)
     builder = task.sample_builder(tokenizer)
     samples = PreferenceSamples(TrainingSamples(task.dataset, builder), builder, task.dataset.num_items, own.num_rejected,

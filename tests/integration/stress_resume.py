@@ -21,9 +21,9 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1, 2)]
 
 from conftest import INIT, write_data
-from runs import assert_same_run, command, finish, kill_all, newest_step, started, wait_for
+from launched_runs import assert_same_run, command, finish, kill_all, newest_step, started, wait_for
 
-STEPS, SAVE_STEPS = 30, 5  # of runs.command it is the second
+STEPS, SAVE_STEPS = 30, 5  # launched_runs.command has the second, too
 CASES = [(stage, zero) for stage in ("stage1", "stage2") for zero in ("zero2", "zero3_cpu")]
 
 

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-from adapters import VOCAB, write_adapter, write_base
 from test_merge import run_merge
+from written_adapters import VOCAB, write_adapter, write_base
 
 from ilrec.errors import InputError
 from ilrec.merging.inspection import describe

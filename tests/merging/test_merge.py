@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import VOCAB, logits, write_adapter, write_base
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from written_adapters import VOCAB, logits, write_adapter, write_base
 
 from ilrec.merging import rows, tensor_files
 from ilrec.merging.merge import merge

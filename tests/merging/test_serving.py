@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from adapters import VOCAB, write_adapter, write_base
 from test_merge import NEW, run_merge
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from written_adapters import VOCAB, write_adapter, write_base
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from adapters import HIDDEN, VOCAB, write_adapter, write_base
 from safetensors.torch import load_file, save_file
 from test_merge import run_merge
+from written_adapters import HIDDEN, VOCAB, write_adapter, write_base
 
 from ilrec.errors import InputError
 from ilrec.merging.fingerprint import weights_fingerprint
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_told_by_its_manifest(adapter, tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_rows(adapter, tmp_path):
-    from adapters import write_tokenizer
+    from written_adapters import write_tokenizer
 
     write_tokenizer(adapter, VOCAB + 1)
     assert f"has tokens up to number {VOCAB}, the merged model rows for {VOCAB} tokens" in refusal(adapter, tmp_path)

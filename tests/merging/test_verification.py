@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from adapters import write_adapter, write_base
 from safetensors.torch import load_file, save_file
 from test_merge import KINDS, run_merge
+from written_adapters import write_adapter, write_base
 
 from ilrec.errors import InputError
 from ilrec.merging.sources import open_source

@@ -7,15 +7,16 @@ import logging
 from collections.abc import Callable
 
 import pytest
+import tools_path  # noqa: F401  (puts tools/ on the path)
 import torch
 from conftest import backend_called
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from measure import peak_extra_bytes
 from ops_cases import FULL, TRAINED, Case, assert_as_exact_as, assert_exact, make_case, objective, run, with_new_tokens
 from torch import Tensor
 
 from ilrec.ops import IGNORE_INDEX, Objective, backends, cross_layer_loss, fused, row_slab
-from tools.measure import peak_extra_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, from Triton's interpreter
 
