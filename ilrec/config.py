@@ -109,6 +109,8 @@ class ObjectiveConfig:
     max_negatives: int = setting(0, "M: keep at most this many hard negatives per token; 0 keeps all")
     candidates: str = setting("all", "tokens that can be negatives: all, or items (those that occur in an item)")
     distillation_target: str = setting("ensemble", "what learns from the last layer: ensemble or per_layer")
+    reward_tokens: str = setting("negatives", "tokens that share the reward's soft target: negatives (S and the label), or "
+                                 "continuations (every token with which an item of the catalogue goes on)")
     reward_temperature: float = setting(1.0, "T: soft target is reward ** (1 / T), normalised")
     sasrec: str = setting("", "directory of a trained SASRec (tools/train_sasrec.py), read when reward_weight > 0")
     backend: str = setting("auto", "vocabulary operation: auto, reference, row_slab or vocab_stream (CUDA with Triton)")
@@ -118,6 +120,7 @@ class ObjectiveConfig:
         _one_of("threshold", self.threshold, ("probability", "logit"))
         _one_of("candidates", self.candidates, ("all", "items"))
         _one_of("distillation_target", self.distillation_target, ("ensemble", "per_layer"))
+        _one_of("reward_tokens", self.reward_tokens, ("negatives", "continuations"))
         _one_of("backend", self.backend, ("auto", "reference", "row_slab", "vocab_stream"))
         for name in ("beta", "distillation_weight", "reward_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -131,7 +134,8 @@ class ObjectiveConfig:
 
     @property
     def uses_readout(self) -> bool:
-        return self.beta > 0 or self.distillation_weight > 0 or self.reward_weight > 0
+        needs_negatives = self.reward_weight > 0 and self.reward_tokens == "negatives"
+        return self.beta > 0 or self.distillation_weight > 0 or needs_negatives
 
 
 @dataclass

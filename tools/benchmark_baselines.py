@@ -25,6 +25,7 @@ from ilrec.ops.reference import (
     negative_weights,
     preference_loss,
     reward_loss,
+    reward_support,
     reward_target,
 )
 
@@ -179,7 +180,8 @@ def _three_terms(z_NV: Tensor, ze_NV: Tensor, labels_N: Tensor, reward_NV: Tenso
     """[N], by the functions of the specification."""
     negatives_NV = hard_negatives(ze_NV.detach(), z_NV.detach(), labels_N, objective, None)
     weights_NV = negative_weights(ze_NV.detach(), negatives_NV)
-    target_NV = reward_target(reward_NV, negatives_NV, labels_N, objective.reward_temperature)
+    support_NV = reward_support(negatives_NV, labels_N, objective.reward_tokens)
+    target_NV = reward_target(reward_NV, support_NV, objective.reward_temperature)
     return (preference_loss(z_NV, weights_NV, labels_N, objective.beta)
             + objective.distillation_weight * distillation_loss(z_NV, ze_NV, None)
             + objective.reward_weight * reward_loss(z_NV, target_NV))

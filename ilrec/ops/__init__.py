@@ -23,8 +23,10 @@ STATS = ("preference", "distillation", "reward", "num_negatives", "num_rows_with
 BACKENDS = ("auto", "reference", "row_slab", "vocab_stream")
 THRESHOLDS = ("probability", "logit")
 DISTILLATION_TARGETS = ("ensemble", "per_layer")
+REWARD_TOKENS = ("negatives", "continuations")
 
-__all__ = ["BACKENDS", "DISTILLATION_TARGETS", "IGNORE_INDEX", "STATS", "THRESHOLDS", "Objective", "cross_layer_loss"]
+__all__ = ["BACKENDS", "DISTILLATION_TARGETS", "IGNORE_INDEX", "REWARD_TOKENS", "STATS", "THRESHOLDS", "Objective",
+           "cross_layer_loss"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Objective:
     alpha: float
     max_negatives: int
     distillation_target: str
+    reward_tokens: str
     reward_temperature: float
 
     def __post_init__(self) -> None:
@@ -50,7 +53,8 @@ class Objective:
         for name in ("alpha", "reward_temperature"):
             value = getattr(self, name)
             checks.require(math.isfinite(value) and value > 0, f"{name}: expected a finite number > 0, got {value!r}")
-        for name, choices in (("threshold", THRESHOLDS), ("distillation_target", DISTILLATION_TARGETS)):
+        for name, choices in (("threshold", THRESHOLDS), ("distillation_target", DISTILLATION_TARGETS),
+                              ("reward_tokens", REWARD_TOKENS)):
             value = getattr(self, name)
             checks.require(value in choices, f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         checks.require(isinstance(self.max_negatives, int) and self.max_negatives >= 0,
@@ -59,7 +63,7 @@ class Objective:
     @property
     def needs_negatives(self) -> bool:
         """Whether any term looks at the hard negatives S."""
-        return self.beta > 0 or self.reward_weight > 0
+        return self.beta > 0 or (self.reward_weight > 0 and self.reward_tokens == "negatives")
 
     @property
     def needs_readout(self) -> bool:
@@ -99,7 +103,8 @@ def cross_layer_loss(
         candidates_V: bool, the item tokens: limits S, and distillation compares P and Pe renormalised over them.
         token_rewards: CSR (offsets_N1 int64, token_ids_E int64, values_E float >= 0), one row per row of labels_N, the
             ignored ones included; on any device. Entries of one row that name the same token add up. A row without
-            a positive reward on its label or negatives contributes 0. Needed if reward_weight > 0, else unread.
+            a positive reward on the tokens that objective.reward_tokens names contributes 0. Needed if reward_weight > 0,
+            else unread.
         num_tokens: the normaliser: supervised tokens of the GLOBAL batch; None: those of this call. A 0-dim tensor is
             never read on the host.
         new_token_ids_R, new_token_rows_RH: int64 unique ids, and the rows that REPLACE the head's there (trainable

@@ -55,7 +55,8 @@ def cross_layer_sums(
             distillation_N = torch.stack(per_layer).mean(0)
     if rewards is not None:
         reward_NV = torch.zeros_like(z_NV).view(-1).index_copy(0, rewards[0], rewards[1].to(dtype)).view_as(z_NV)
-        target_NV = reward_target(reward_NV, negatives_NV, labels_N, objective.reward_temperature)
+        support_NV = reward_support(negatives_NV, labels_N, objective.reward_tokens)
+        target_NV = reward_target(reward_NV, support_NV, objective.reward_temperature)
         reward_N = reward_loss(z_NV, target_NV)
     preference_N = preference_loss(z_NV, weights_NV, labels_N, objective.beta)
     sums = [preference_N.sum(), distillation_N.sum(), reward_N.sum()]
@@ -134,13 +135,22 @@ def distillation_loss(z_NV: Tensor, student_NV: Tensor, candidates_V: Tensor | N
     return (teacher_logp_NV.exp() * gap_NV).sum(1)
 
 
-def reward_target(reward_NV: Tensor, negatives_NV: Tensor, labels_N: Tensor, temperature: float) -> Tensor:
-    """Step 4, q_n [N, V]: proportional to r^(1/T) over S_n and y, 0 elsewhere; all 0 where r is 0 on all of these.
+def reward_support(negatives_NV: Tensor, labels_N: Tensor, reward_tokens: str) -> Tensor:
+    """Step 4, the tokens that share the soft target, bool [N, V]: S_n and y (`negatives`), or all (`continuations`).
 
-    By hand: r = (3/4, 1/4), S = {1}, y = 0: T = 1 gives q = (3/4, 1/4), T = 1/2 gives (9, 1)/10.
+    Only a continuation of the prefix has a reward, so that all tokens are the continuations.
     """
-    support_NV = negatives_NV.scatter(1, labels_N[:, None], True) & (reward_NV > 0)
-    return _masked_softmax(reward_NV.log() / temperature, support_NV)
+    if reward_tokens == "continuations":
+        return torch.ones_like(negatives_NV)
+    return negatives_NV.scatter(1, labels_N[:, None], True)
+
+
+def reward_target(reward_NV: Tensor, support_NV: Tensor, temperature: float) -> Tensor:
+    """Step 4, q_n [N, V]: proportional to r^(1/T) over the support, 0 elsewhere; all 0 where r is 0 on all of it.
+
+    By hand: r = (3/4, 1/4, 9), support {0, 1}: T = 1 gives q = (3/4, 1/4, 0), T = 1/2 gives (9, 1, 0)/10.
+    """
+    return _masked_softmax(reward_NV.log() / temperature, support_NV & (reward_NV > 0))
 
 
 def reward_loss(z_NV: Tensor, target_NV: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The penalised log-sum-exp needs no second pass (docs/method.md, step 2; z' >= z 
 `ilrec.ops.reference` is the specification; triton_math.py is the same for CUDA.
 
 Shape letters: N rows, J students (readout distributions), V vocabulary, C candidates (V where all tokens are),
-S negatives of all rows in one flat list, E reward entries.
+S negatives of all rows in one flat list, E reward entries, T those of them that share the soft target.
 """
 
 from __future__ import annotations
@@ -33,11 +33,23 @@ class Negatives(NamedTuple):
     counts_N: Tensor
 
 
+class Support(NamedTuple):
+    """The tokens that share the reward's soft target, each once a row: with their rewards and logits z."""
+
+    rows_T: Tensor
+    tokens_T: Tensor
+    rewards_T: Tensor
+    logits_T: Tensor
+
+
 class Reward(NamedTuple):
+    """loss_N; mass_N: sum of q, 1, or 0 where no reward is known; q itself on the support."""
+
     loss_N: Tensor
-    mass_N: Tensor  # sum of q: 1, or 0 where no reward is known
-    negatives_S: Tensor  # q on the negatives
-    labels_N: Tensor  # q on the labels
+    mass_N: Tensor
+    rows_T: Tensor
+    tokens_T: Tensor
+    shares_T: Tensor
 
 
 def reduce_rows(
@@ -58,12 +70,15 @@ def reduce_rows(
             if label_ze_N is None:
                 label_ze_N = ensemble_NC.gather(1, labels_N[:, None])[:, 0]
             negatives = _negatives(z_NC, ensemble_NC, label_logits_N, label_ze_N, labels_N, task)
-        if objective.distillation_weight > 0:
-            distillation_N, lse_N = _distil_(z_NC, students_JNC, ensemble_NC, objective.distillation_weight)
+    # The logits of the support are taken now: what follows consumes them.
+    rows_T, tokens_T, rewards_T = reward_places(negatives, labels_N, rows.start, z_NV.shape[1], task)
+    support = Support(rows_T, tokens_T, rewards_T, z_NV[rows_T, tokens_T])
+    if len(students_JNC) and objective.distillation_weight > 0:
+        distillation_N, lse_N = _distil_(z_NC, students_JNC, ensemble_NC, objective.distillation_weight)
     if lse_N is None or task.candidate_ids_C is not None:
         lse_N = _softmax_(z_NV)
     preference_N, lift_N = preference(negatives, label_logits_N, lse_N, objective.beta)
-    rewards = reward(negatives, labels_N, label_logits_N, lse_N, rows.start, z_NV.shape[1], task)
+    rewards = reward(support, lse_N, objective.reward_temperature)
     if want_gradient:
         _logit_gradient_(z_NV, negatives, labels_N, lse_N, lift_N, rewards, task)
     return torch.stack([
@@ -150,39 +165,54 @@ def preference(negatives: Negatives, label_logits_N: Tensor, lse_N: Tensor, beta
     return lse_N + lift_N - label_logits_N, lift_N
 
 
-def reward(
-    negatives: Negatives, labels_N: Tensor, label_logits_N: Tensor, lse_N: Tensor, start: int, vocab_size: int, task: Task
-) -> Reward:
-    """Step 4 over S and y: the loss and q."""
+def reward_places(
+    negatives: Negatives, labels_N: Tensor, start: int, vocab_size: int, task: Task
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Step 4: the support of the soft target as (rows_T, tokens_T, rewards_T), for the rows from `start` on.
+
+    Rows are counted from `start`. `negatives`: S and the label, with reward 0 where the crowd knows nothing of a token.
+    `continuations`: all entries of these rows.
+    """
     if task.rewards is None or len(task.rewards[0]) == 0:
-        nothing_N = torch.zeros_like(lse_N)
-        return Reward(nothing_N, nothing_N, torch.zeros_like(negatives.logits_S), nothing_N)
+        nothing = labels_N[:0]
+        return nothing, nothing, negatives.weights_S[:0]
     keys_E, values_E = task.rewards
+    if task.objective.reward_tokens == "continuations":
+        bounds = torch.tensor([start, start + len(labels_N)], device=keys_E.device) * vocab_size
+        begin, end = torch.searchsorted(keys_E, bounds).tolist()
+        keys_T = keys_E[begin:end]
+        return keys_T // vocab_size - start, keys_T % vocab_size, values_E[begin:end]
     rows_T = torch.cat([negatives.rows_S, torch.arange(len(labels_N), device=labels_N.device)])
-    keys_T = (start + rows_T) * vocab_size + torch.cat([negatives.tokens_S, labels_N])
+    tokens_T = torch.cat([negatives.tokens_S, labels_N])
+    keys_T = (start + rows_T) * vocab_size + tokens_T
     found_T = torch.searchsorted(keys_E, keys_T).clamp_(max=len(keys_E) - 1)
-    reward_T = values_E[found_T].to(lse_N).masked_fill(keys_E[found_T] != keys_T, 0.0)
-    target_T, log_mass_N = segment_softmax(reward_T.log() / task.objective.reward_temperature, rows_T, len(labels_N))
-    negative_logp_T = lse_N[rows_T] - torch.cat([negatives.logits_S, label_logits_N])
+    return rows_T, tokens_T, values_E[found_T].masked_fill(keys_E[found_T] != keys_T, 0.0)
+
+
+def reward(support: Support, lse_N: Tensor, temperature: float) -> Reward:
+    """Step 4: the loss and q."""
+    rows_T = support.rows_T
+    log_rewards_T = support.rewards_T.to(lse_N).log() / temperature
+    shares_T, log_mass_N = segment_softmax(log_rewards_T, rows_T, len(lse_N))
     # 0 * inf would be NaN where a logit overflowed and the crowd does not know the token.
-    terms_T = (target_T * negative_logp_T).masked_fill_(target_T == 0, 0.0)
+    terms_T = (shares_T * (lse_N[rows_T] - support.logits_T)).masked_fill_(shares_T == 0, 0.0)
     loss_N = torch.zeros_like(lse_N).index_add_(0, rows_T, terms_T)
-    num_negatives = len(negatives.rows_S)
-    return Reward(loss_N, (log_mass_N > -math.inf).to(lse_N), target_T[:num_negatives], target_T[num_negatives:])
+    return Reward(loss_N, (log_mass_N > -math.inf).to(lse_N), rows_T, support.tokens_T, shares_T)
 
 
 def _logit_gradient_(
     p_NV: Tensor, negatives: Negatives, labels_N: Tensor, lse_N: Tensor, lift_N: Tensor, reward: Reward, task: Task
 ) -> None:
-    """P becomes d(preference + mu * reward)/dz: P' dz'/dz - [y] + mu (mass P - q): a scaled P but on S and y."""
+    """P becomes d(preference + mu * reward)/dz: P' dz'/dz - [y] + mu (mass P - q): a scaled P but on S, y and q."""
     rows_S, mu, beta = negatives.rows_S, task.objective.reward_weight, task.objective.beta
     slope_S = 1 + beta * negatives.weights_S * negatives.logits_S.sign()
     log_p_S = negatives.logits_S - lse_N[rows_S]
     grad_S = (log_p_S + _penalty(negatives, beta) - lift_N[rows_S]).exp() * slope_S
-    grad_S += mu * (reward.mass_N[rows_S] * log_p_S.exp() - reward.negatives_S)
+    grad_S += mu * reward.mass_N[rows_S] * log_p_S.exp()
     p_NV.mul_(((-lift_N).exp() + mu * reward.mass_N)[:, None])
     p_NV.index_put_((rows_S, negatives.tokens_S), grad_S)
-    p_NV.scatter_add_(1, labels_N[:, None], -(1 + mu * reward.labels_N)[:, None])
+    p_NV.scatter_add_(1, labels_N[:, None], p_NV.new_full((len(labels_N), 1), -1.0))
+    p_NV.index_put_((reward.rows_T, reward.tokens_T), -mu * reward.shares_T, accumulate=True)
 
 
 def _softmax_(logits: Tensor) -> Tensor:

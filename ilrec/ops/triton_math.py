@@ -91,10 +91,12 @@ def block_gradient(z, students, ze, known, tokens, label, bound, last_id, lse, l
     """d(preference + mu reward)/dz but for -mu q, and lambda dKL/d(students)."""
     log_p = z - lse
     grad = tl.exp(log_p)
+    reward_grad = mu * mass * grad
     if NEGATIVES:
         negative = is_negative(ze, tokens, known, label, bound, last_id)
         size, slope = penalty(z, ze, negative, lse_negatives, beta)
-        grad = tl.exp(log_p + size - lift) * (1 + slope) + mu * mass * grad
+        grad = tl.exp(log_p + size - lift) * (1 + slope)
+    grad += reward_grad
     grad -= tl.where(tokens == label, 1.0, 0.0)
     student_grads = students
     if DISTIL:
@@ -158,18 +160,23 @@ def cap_negatives(students_ptr, position_ptr, vocab_size, layer_stride, label, k
 
 @triton.jit
 def reward_term(z_ptr, students_ptr, position_ptr, tokens_ptr, values_ptr, shares_ptr, begin, end, layer_stride, label, bound,
-            last_id, lse, inverse_temperature,
-            J: tl.constexpr, J_PAD: tl.constexpr, CANDIDATES: tl.constexpr, ENTRIES: tl.constexpr):
-    """Step 4 over a row's rewards: the loss and the sum of q (1, or 0 where no reward is known); q itself into shares."""
+            last_id, lse, inverse_temperature, J: tl.constexpr, J_PAD: tl.constexpr, CANDIDATES: tl.constexpr,
+            CONTINUATIONS: tl.constexpr, ENTRIES: tl.constexpr):
+    """Step 4 over a row's rewards: the loss and the sum of q (1, or 0 where no reward is known); q itself into shares.
+
+    CONTINUATIONS: all entries share q, not the negatives and the label alone.
+    """
     largest, total, loss = tl.full((), NOTHING, tl.float32), tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
     for start in range(begin, end, ENTRIES):
         entries = start + tl.arange(0, ENTRIES)
         mask = entries < end
         tokens = tl.load(tokens_ptr + entries, mask=mask, other=0).to(tl.int32)
         value = tl.load(values_ptr + entries, mask=mask, other=0.0)
-        index, known = student_columns(position_ptr, tokens, mask, 0, CANDIDATES)
-        _, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
-        wanted = (is_negative(ze, tokens, known, label, bound, last_id) | (tokens == label)) & mask & (value > 0)
+        wanted = mask & (value > 0)
+        if not CONTINUATIONS:
+            index, known = student_columns(position_ptr, tokens, mask, 0, CANDIDATES)
+            _, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
+            wanted &= is_negative(ze, tokens, known, label, bound, last_id) | (tokens == label)
         log_value = tl.where(wanted, tl.log(tl.where(wanted, value, 1.0)) * inverse_temperature, NOTHING)
         z = tl.load(z_ptr + tokens, mask=wanted, other=0.0)
         largest, total, exp, scale = online(largest, total, log_value)

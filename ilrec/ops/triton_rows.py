@@ -65,6 +65,7 @@ def reduce_rows(z_NV: Tensor, students_JNC: Tensor, label_ze_N: Tensor | None, p
         objective.distillation_weight / len(students_JNC), 1 / objective.reward_temperature, objective.max_negatives,
         J=len(students_JNC), J_PAD=pad, NEGATIVES=num_students > 0 and objective.needs_negatives,
         DISTIL=num_students > 0 and objective.distillation_weight > 0, REWARD=task.rewards is not None,
+        CONTINUATIONS=objective.reward_tokens == "continuations",
         CANDIDATES=position_V is not None, LOGIT=logit_rule, GRADIENT=want_gradient,
         BLOCK=block_size(z_NV, vocab_size, pad), ENTRIES=ENTRIES, num_warps=8)
     return sums_N5.sum(0)
@@ -74,7 +75,7 @@ def reduce_rows(z_NV: Tensor, students_JNC: Tensor, label_ze_N: Tensor | None, p
 def _row_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, label_ze_ptr, offsets_ptr, tokens_ptr, values_ptr, shares_ptr,
                 sums_ptr, vocab_size, student_stride, layer_stride, beta, threshold, mu, share, inverse_temperature, max_negatives,
                 J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr, REWARD: tl.constexpr,
-                CANDIDATES: tl.constexpr, LOGIT: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+                CONTINUATIONS: tl.constexpr, CANDIDATES: tl.constexpr, LOGIT: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
                 ENTRIES: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * vocab_size
@@ -131,7 +132,7 @@ def _row_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, label_ze_ptr, off
     if REWARD:
         begin, end = tl.load(offsets_ptr + row), tl.load(offsets_ptr + row + 1)
         reward, mass = reward_term(z_ptr, students_ptr, position_ptr, tokens_ptr, values_ptr, shares_ptr, begin, end, layer_stride,
-                                   label, bound, last_id, lse, inverse_temperature, J, J_PAD, CANDIDATES, ENTRIES)
+                                   label, bound, last_id, lse, inverse_temperature, J, J_PAD, CANDIDATES, CONTINUATIONS, ENTRIES)
     tl.store(sums_ptr + row * 5, lse + lift - z_label)
     tl.store(sums_ptr + row * 5 + 1, distillation)
     tl.store(sums_ptr + row * 5 + 2, reward)

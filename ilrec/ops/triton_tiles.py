@@ -29,7 +29,6 @@ from ilrec.ops.triton_math import (
     is_negative,
     load_students,
     student_columns,
-    subtract_shares,
 )
 
 NUM_SUMS = tl.constexpr(7)  # of a row beside those of each student: see Statistics.sums_NS
@@ -73,16 +72,12 @@ class Statistics(NamedTuple):
 
 
 class RowValues(NamedTuple):
-    """All that the gradient of a row depends on. values_N7: lse of z, of the teacher and of ze over the negatives, bound, lift, the
-    reward's mass, 1 (0: no gradient for this row). shares_NL: q on the listed negatives, label_shares_N: on the label."""
+    """All that the gradient of a row depends on, but for the reward's soft target. values_N7: lse of z, of the teacher and of ze
+    over the negatives, bound, lift, the reward's mass, 1 (0: no gradient for this row)."""
 
     values_N7: Tensor
     last_id_N: Tensor
     lse_students_NJ: Tensor
-    count_N: Tensor
-    tokens_NL: Tensor
-    shares_NL: Tensor
-    label_shares_N: Tensor
 
 
 def fold_tile(logits: Logits, tile: Tile, position_V: Tensor | None, kappa_N: Tensor, statistics: Statistics, task: Task) -> None:
@@ -95,14 +90,13 @@ def fold_tile(logits: Logits, tile: Tile, position_V: Tensor | None, kappa_N: Te
 
 
 def differentiate_tile(logits: Logits, tile: Tile, position_V: Tensor | None, row_values: RowValues, task: Task) -> None:
-    """A tile of logits becomes its gradient, in place."""
+    """A tile of logits becomes its gradient but for -mu q, in place."""
     students_JND, flags = _students(logits, position_V, task)
     objective = task.objective
-    _differentiate_kernel[(len(row_values.count_N),)](
+    _differentiate_kernel[(len(row_values.last_id_N),)](
         logits.z_NV, students_JND, logits.z_NV if position_V is None else position_V, task.labels_N, *row_values,
         tile.first, tile.last, tile.student_first, students_JND.stride(1), students_JND.stride(0),
-        objective.beta, objective.reward_weight, objective.distillation_weight / len(students_JND),
-        LENGTH=row_values.tokens_NL.shape[1], REWARD=task.rewards is not None, **flags)
+        objective.beta, objective.reward_weight, objective.distillation_weight / len(students_JND), **flags)
 
 
 def _students(logits: Logits, position_V: Tensor | None, task: Task) -> tuple[Tensor, dict[str, int | bool]]:
@@ -162,11 +156,10 @@ def _fold_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, kappa_ptr, sums_
 
 
 @triton.jit
-def _differentiate_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, values_ptr, last_id_ptr, lse_students_ptr, count_ptr,
-                          tokens_ptr, shares_ptr, label_shares_ptr, first, last, student_first, student_stride, layer_stride,
-                          beta, mu, share,
-                          LENGTH: tl.constexpr, J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr,
-                          DISTIL: tl.constexpr, REWARD: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
+def _differentiate_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, values_ptr, last_id_ptr, lse_students_ptr,
+                          first, last, student_first, student_stride, layer_stride, beta, mu, share,
+                          J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr,
+                          CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * (last - first)
     students_ptr += row * student_stride
@@ -186,14 +179,8 @@ def _differentiate_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, values_
         grad, student_grads = block_gradient(
             z, students, ze, known, tokens, label, bound, last_id, lse, lse_n, lift, mass, lse_t, lse_j, beta, mu, share,
             NEGATIVES, DISTIL)
-        if REWARD:
-            grad -= tl.where(tokens == label, mu * tl.load(label_shares_ptr + row), 0.0)
         tl.debug_barrier()  # where a block is narrower than the program, several threads load what one stores
         tl.store(z_ptr + tokens - first, tl.where(active, grad, 0.0), mask=inside)
         if DISTIL:
             tl.store(students_ptr + layers[:, None] * layer_stride + index[None, :], tl.where(active, student_grads, 0.0),
                      mask=(layers[:, None] < J) & known[None, :])
-    if REWARD:
-        if active:
-            begin = row * LENGTH
-            subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, begin + tl.load(count_ptr + row), first, last, mu, LENGTH)

@@ -9,7 +9,7 @@ float32 logits only. Called through `ilrec.ops.cross_layer_loss(..., backend="vo
 specification.
 
 Shape letters: N supervised tokens, G row groups (last layer, then J students), V vocabulary, C tokens of a tile, L length of a list,
-S negatives of all rows in one flat list.
+S negatives of all rows in one flat list, E reward entries, T those of them that share the soft target.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from ilrec.ops import head_gemm, row_math, row_slab
 from ilrec.ops.fused import States, Task
 from ilrec.ops.head_gemm import Gradients, Head, Logits
-from ilrec.ops.row_math import Negatives
+from ilrec.ops.row_math import Negatives, Reward, Support
 from ilrec.ops.triton_math import ALL_IDS
 from ilrec.ops.triton_tiles import RowValues, Statistics, Tile, differentiate_tile, fold_tile
 
@@ -67,33 +67,70 @@ class _Stream:
         return z_N, self.head.label_logits(students_GNH.mean(0), self.task.labels_N) if len(students_GNH) else z_N
 
 
+class _TileEntries:
+    """Places (row, token) of the whole vocabulary, found again tile by tile."""
+
+    def __init__(self, rows_T: Tensor, tokens_T: Tensor, bounds: list[int]) -> None:
+        order_T = tokens_T.argsort(stable=True)
+        self.rows_T, self.tokens_T, self.order_T = rows_T[order_T], tokens_T[order_T], order_T
+        self.starts = torch.searchsorted(self.tokens_T, torch.tensor(bounds, device=tokens_T.device)).tolist()
+
+    def of(self, number: int, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the `number`-th tile: rows, columns within it, and which of the places these are."""
+        inside = slice(self.starts[number], self.starts[number + 1])
+        return self.rows_T[inside], self.tokens_T[inside] - tile.first, self.order_T[inside]
+
+
 def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients) -> Tensor:
     """The five sums of ilrec.ops.STATS; adds to `grads`. A tile takes task.slab_bytes, TILE_COLUMNS tokens at least."""
     stream = _Stream(states, head, task)
     label_logits_N, label_ze_N = stream.label_logits()
     kappa_N = row_math.thresholds(label_logits_N, label_ze_N, task.objective)
     statistics = Statistics.empty(len(kappa_N), states.num_students, LIST_LENGTH, kappa_N.device)
-    for tile, _, _, logits in stream.logits():
+    continuations = _continuations(task, len(head), label_logits_N)
+    entries = _TileEntries(continuations.rows_T, continuations.tokens_T, stream.bounds)
+    for number, (tile, _, _, logits) in enumerate(stream.logits()):
         fold_tile(logits, tile, stream.position_V, kappa_N, statistics, task)
-    sums_N5, row_values = _finish(statistics, label_logits_N, kappa_N, states.num_students, len(head), task)
+        rows_T, columns_T, places_T = entries.of(number, tile)
+        continuations.logits_T[places_T] = logits.z_NV[rows_T, columns_T]
+    sums_N5, row_values, reward = _finish(statistics, label_logits_N, kappa_N, states.num_students, len(head), task, continuations)
     overflow_N = statistics.count_N > LIST_LENGTH
     sums_5 = sums_N5.masked_fill(overflow_N[:, None], 0.0).sum(0)
     if any(grad is not None for grad in grads):
-        for tile, tile_head, student_head, logits in stream.logits():
-            differentiate_tile(logits, tile, stream.position_V, row_values, task)
-            tile_grads = grads
-            if grads.head_VH is not None:
-                tile_grads = grads._replace(head_VH=grads.head_VH[tile.first:tile.last])
-            head_gemm.project_back(logits, stream.states_GNH, tile_head, student_head, slice(None), tile_grads)
+        _add_gradients(stream, row_values, reward, grads)
     del stream  # its tile is as large as a slab
     rows_R = overflow_N.nonzero()[:, 0]
     return sums_5 + _whole_rows(rows_R, states, head, task, grads) if len(rows_R) else sums_5
 
 
-def _finish(statistics: Statistics, label_logits_N: Tensor, kappa_N: Tensor, num_students: int, vocab_size: int, task: Task
-            ) -> tuple[Tensor, RowValues]:
-    """The losses of each row, and what its gradient needs. Rows that overflow their list get neither."""
-    objective, labels_N = task.objective, task.labels_N
+def _continuations(task: Task, vocab_size: int, label_logits_N: Tensor) -> Support:
+    """The support of the reward's soft target where it is all continuations, its logits yet to be read; else empty."""
+    keys_E, values_E = task.labels_N[:0], label_logits_N[:0]
+    if task.rewards is not None and task.objective.reward_tokens == "continuations":
+        keys_E, values_E = task.rewards
+    return Support(keys_E // vocab_size, keys_E % vocab_size, values_E, label_logits_N.new_empty(len(keys_E)))
+
+
+def _add_gradients(stream: _Stream, row_values: RowValues, reward: Reward, grads: Gradients) -> None:
+    """The second pass: each tile is made anew, becomes its gradient, and is projected back."""
+    mu = stream.task.objective.reward_weight
+    entries = _TileEntries(reward.rows_T, reward.tokens_T, stream.bounds)
+    active_N = row_values.values_N7[:, -1]
+    reward_grads_T = mu * reward.shares_T * active_N[reward.rows_T]
+    for number, (tile, tile_head, student_head, logits) in enumerate(stream.logits()):
+        differentiate_tile(logits, tile, stream.position_V, row_values, stream.task)
+        rows_T, columns_T, places_T = entries.of(number, tile)
+        logits.z_NV[rows_T, columns_T] -= reward_grads_T[places_T]  # each place is there once
+        tile_grads = grads
+        if grads.head_VH is not None:
+            tile_grads = grads._replace(head_VH=grads.head_VH[tile.first:tile.last])
+        head_gemm.project_back(logits, stream.states_GNH, tile_head, student_head, slice(None), tile_grads)
+
+
+def _finish(statistics: Statistics, label_logits_N: Tensor, kappa_N: Tensor, num_students: int, vocab_size: int, task: Task,
+            continuations: Support) -> tuple[Tensor, RowValues, Reward]:
+    """The losses of each row, and what its gradient needs. Those of rows that overflow their list are not used."""
+    objective = task.objective
     lse_N, lse_teacher_N, lse_negatives_N, lse_students_NJ = statistics.log_sums()
     teacher_total_N = statistics.sums_NS[:, 3]
     if task.candidate_ids_C is None:
@@ -111,14 +148,21 @@ def _finish(statistics: Statistics, label_logits_N: Tensor, kappa_N: Tensor, num
     negatives = Negatives(rows_S, statistics.tokens_NL[rows_S, places_S].long(), weights_S, statistics.z_NL[rows_S, places_S],
                           kept_NL.sum(1))
     preference_N, lift_N = row_math.preference(negatives, label_logits_N, lse_N, objective.beta)
-    reward = row_math.reward(negatives, labels_N, label_logits_N, lse_N, 0, vocab_size, task)
-    shares_NL = torch.zeros_like(statistics.z_NL).index_put_((rows_S, places_S), reward.negatives_S)
+    support = continuations
+    if objective.reward_tokens == "negatives":
+        support = _negatives_support(negatives, label_logits_N, vocab_size, task)
+    reward = row_math.reward(support, lse_N, objective.reward_temperature)
     active_N = (statistics.count_N <= LIST_LENGTH).to(lse_N)
     values_N7 = torch.stack([lse_N, lse_teacher_N, lse_negatives_N, bound_N, lift_N, reward.mass_N, active_N], dim=1)
     sums_N5 = torch.stack([preference_N, distillation_N, reward.loss_N, negatives.counts_N.to(lse_N),
                            (negatives.counts_N == 0).to(lse_N)], dim=1)
-    return sums_N5, RowValues(values_N7, last_id_N, lse_students_NJ.contiguous(), statistics.count_N.clamp(max=LIST_LENGTH),
-                              statistics.tokens_NL, shares_NL, reward.labels_N.contiguous())
+    return sums_N5, RowValues(values_N7, last_id_N, lse_students_NJ.contiguous()), reward
+
+
+def _negatives_support(negatives: Negatives, label_logits_N: Tensor, vocab_size: int, task: Task) -> Support:
+    rows_T, tokens_T, rewards_T = row_math.reward_places(negatives, task.labels_N, 0, vocab_size, task)
+    logits_T = torch.cat([negatives.logits_S, label_logits_N])[:len(rows_T)]  # none where there are no rewards
+    return Support(rows_T, tokens_T, rewards_T, logits_T)
 
 
 def _cap(statistics: Statistics, listed_NL: Tensor, kappa_N: Tensor, max_negatives: int) -> tuple[Tensor, Tensor, Tensor]:

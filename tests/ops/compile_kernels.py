@@ -15,9 +15,10 @@ from ilrec.ops import triton_rows, triton_tiles  # noqa: E402
 
 TYPES = {"position_ptr": "*i32", "labels_ptr": "*i64", "offsets_ptr": "*i64", "count_ptr": "*i32", "last_id_ptr": "*i32",
          "beta": "fp32", "threshold": "fp32", "mu": "fp32", "share": "fp32", "inverse_temperature": "fp32"}
-FLAGS = ("NEGATIVES", "DISTIL", "REWARD", "CANDIDATES", "LOGIT", "GRADIENT")
-# Rewards are int64 tokens, lists of negatives int32.
-KERNELS = [(triton_rows._row_kernel, "*i64"), (triton_tiles._fold_kernel, "*i32"), (triton_tiles._differentiate_kernel, "*i32")]
+FLAGS = ("NEGATIVES", "DISTIL", "REWARD", "CONTINUATIONS", "CANDIDATES", "LOGIT", "GRADIENT")
+VARIANTS = [dict.fromkeys(FLAGS, True), dict.fromkeys(FLAGS, True) | {"CONTINUATIONS": False}, dict.fromkeys(FLAGS, False)]
+# tokens_ptr: rewards are int64 tokens, lists of negatives int32.
+KERNELS = [(triton_rows._row_kernel, "*i64"), (triton_tiles._fold_kernel, "*i32"), (triton_tiles._differentiate_kernel, "")]
 
 
 def signature(kernel: triton.JITFunction, tokens: str, constants: dict[str, int]) -> dict[str, str]:
@@ -27,9 +28,9 @@ def signature(kernel: triton.JITFunction, tokens: str, constants: dict[str, int]
 
 
 for capability in (80, 90):
-    for (kernel, tokens), (students, pad), full in itertools.product(KERNELS, ((1, 1), (3, 4)), (True, False)):
+    for (kernel, tokens), (students, pad), flags in itertools.product(KERNELS, ((1, 1), (3, 4)), VARIANTS):
         sizes = {"J": students, "J_PAD": pad, "BLOCK": 4096 // pad, "ENTRIES": 256, "LENGTH": 128}
-        constants = {name: value for name, value in (sizes | dict.fromkeys(FLAGS, full)).items() if name in kernel.arg_names}
+        constants = {name: value for name, value in (sizes | flags).items() if name in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=signature(kernel, tokens, constants), constexprs=constants)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
         assert compiled.asm["cubin"], kernel

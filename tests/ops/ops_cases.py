@@ -12,7 +12,8 @@ from ilrec.ops import Objective, cross_layer_loss
 
 def objective(**changes: object) -> Objective:
     settings = dict(beta=1.0, distillation_weight=0.0, reward_weight=0.0, threshold="probability", alpha=0.5,
-                    max_negatives=0, distillation_target="ensemble", reward_temperature=1.0)
+                    max_negatives=0, distillation_target="ensemble", reward_tokens="negatives",
+                    reward_temperature=1.0)
     return Objective(**(settings | changes))  # type: ignore[arg-type]
 
 

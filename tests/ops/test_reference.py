@@ -85,15 +85,21 @@ def test_distillation() -> None:
     (1.0, [0.75, 0.25, 0], 1.25 * LOG2), (0.5, [0.9, 0.1, 0], 1.1 * LOG2)])
 def test_reward(temperature: float, q: list[float], loss: float) -> None:
     """r = (3/4, 1/4), P = (1/2, 1/4, 1/4): -sum q log P = (q_0 + 2 q_1) log 2."""
-    mask = torch.tensor([[False, True, False]])
-    target = reference.reward_target(tensor([0.75, 0.25, 9.0]), mask, LABEL_0, temperature)
+    support = reference.reward_support(torch.tensor([[False, True, False]]), LABEL_0, "negatives")
+    target = reference.reward_target(tensor([0.75, 0.25, 9.0]), support, temperature)
     torch.testing.assert_close(target, tensor(q))
     assert reference.reward_loss(tensor([2, 1, 1]).log(), target).item() == pytest.approx(loss, abs=1e-12)
 
 
 def test_a_row_without_known_reward_contributes_nothing() -> None:
-    target = reference.reward_target(tensor([0, 0, 5]), torch.tensor([[False, True, False]]), LABEL_0, 1.0)
-    assert target.tolist() == [[0, 0, 0]]
+    support = reference.reward_support(torch.tensor([[False, True, False]]), LABEL_0, "negatives")
+    assert reference.reward_target(tensor([0, 0, 5]), support, 1.0).tolist() == [[0, 0, 0]]
+
+
+def test_continuations_share_the_target_whatever_the_negatives() -> None:
+    """r = (2, 1, 1, 0), S = {1}: q = (1/2, 1/4, 1/4, 0) over all tokens that have a reward."""
+    support = reference.reward_support(torch.tensor([[False, True, False, False]]), LABEL_0, "continuations")
+    assert reference.reward_target(tensor([2, 1, 1, 0]), support, 1.0).tolist() == [[0.5, 0.25, 0.25, 0]]
 
 
 def test_effective_head() -> None:

@@ -28,6 +28,8 @@ GOALS = {
     "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
     "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
     "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
+    "continuations": dataclasses.replace(FULL, reward_tokens="continuations", reward_temperature=0.7),
+    "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
 }
 
 
