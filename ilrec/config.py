@@ -107,7 +107,8 @@ class ObjectiveConfig:
     threshold: str = setting("probability", "probability: Pe(v) >= alpha Pe(y); logit: ze(v) >= alpha z(y)")
     alpha: float = setting(0.5, "the share of the label's readout probability (or logit) that makes a token a hard negative")
     max_negatives: int = setting(0, "M: keep at most this many hard negatives per token; 0 keeps all")
-    candidates: str = setting("all", "tokens that can be negatives: all, or items (those that occur in an item)")
+    negative_tokens: str = setting("all", "tokens that can be negatives: all; items (those that occur in an item); continuations "
+                                   "(those with which an item of the catalogue goes on at this place)")
     distillation_target: str = setting("ensemble", "what learns from the last layer: ensemble or per_layer")
     reward_tokens: str = setting("negatives", "tokens that share the reward's soft target: negatives (S and the label), or "
                                  "continuations (every token with which an item of the catalogue goes on)")
@@ -118,7 +119,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         _one_of("threshold", self.threshold, ("probability", "logit"))
-        _one_of("candidates", self.candidates, ("all", "items"))
+        _one_of("negative_tokens", self.negative_tokens, ("all", "items", "continuations"))
         _one_of("distillation_target", self.distillation_target, ("ensemble", "per_layer"))
         _one_of("reward_tokens", self.reward_tokens, ("negatives", "continuations"))
         _one_of("backend", self.backend, ("auto", "reference", "row_slab", "vocab_stream"))
@@ -131,11 +132,6 @@ class ObjectiveConfig:
         _require(self.max_negatives >= 0, "max_negatives", self.max_negatives, "0 (no cap) or more")
         _require(self.reward_weight == 0 or bool(self.sasrec), "sasrec", self.sasrec,
                  "a directory written by tools/train_sasrec.py, because reward_weight > 0")
-
-    @property
-    def uses_readout(self) -> bool:
-        needs_negatives = self.reward_weight > 0 and self.reward_tokens == "negatives"
-        return self.beta > 0 or self.distillation_weight > 0 or needs_negatives
 
 
 @dataclass

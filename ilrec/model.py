@@ -53,9 +53,9 @@ class CrossLayerMixin:
     def prepare_objective(self, objective: ObjectiveConfig, item_token_ids: list[int]) -> None:
         """Read once what the vocabulary operation needs of the settings."""
         self._objective = objective
-        self._vocabulary_objective = Objective(**{name: getattr(objective, name) for name in Objective.__dataclass_fields__})
+        self._vocabulary_objective = vocabulary_objective(objective)
         mask_V = None
-        if objective.candidates == "items":
+        if objective.negative_tokens == "items":
             mask_V = torch.zeros(vocabulary_rows(self), dtype=torch.bool)
             mask_V[item_token_ids] = True
         self.register_buffer("item_token_mask_V", mask_V, persistent=False)  # type: ignore[attr-defined]
@@ -81,10 +81,10 @@ class CrossLayerMixin:
         flattened = {name: kwargs[name] for name in ("position_ids", *FLASH_BOUNDARIES) if name in kwargs}
         outputs = self.get_decoder()(  # type: ignore[attr-defined]
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False,
-            output_hidden_states=self._objective.uses_readout, **flattened)
+            output_hidden_states=self._vocabulary_objective.needs_readout, **flattened)
         supervised_BT = labels[:, 1:] != IGNORE_INDEX
         hidden_NH = outputs.last_hidden_state[:, :-1][supervised_BT]
-        readout_KNH = self._readout(outputs.hidden_states, supervised_BT) if self._objective.uses_readout else None
+        readout_KNH = self._readout(outputs.hidden_states, supervised_BT) if self._vocabulary_objective.needs_readout else None
         compute = functools.partial(
             _vocabulary_loss, labels_N=labels[:, 1:][supervised_BT], objective=self._vocabulary_objective,
             candidates_V=self.item_token_mask_V, token_rewards=token_rewards, num_tokens=num_items_in_batch,
@@ -147,6 +147,11 @@ def attach_objective(model: PreTrainedModel | PeftModel, objective: ObjectiveCon
     base.prepare_objective(objective, item_token_ids)
 
 
+def vocabulary_objective(objective: ObjectiveConfig) -> Objective:
+    """The settings that the vocabulary operation looks at."""
+    return Objective(**{name: getattr(objective, name) for name in Objective.__dataclass_fields__})
+
+
 def vocabulary_rows(model: Any) -> int:
     """Rows of the head; the config, not the tensor, because ZeRO-3 shards tensors to size 0."""
     return model.config.get_text_config().vocab_size
@@ -158,7 +163,7 @@ def _check_decoder(model: PreTrainedModel, objective: ObjectiveConfig) -> None:
     if not hasattr(decoder, "norm") or not hasattr(decoder, "layers"):
         raise InputError(f"{name}: {type(model).__name__} has no decoder with `layers` and `norm`; "
                          "use a Llama-like model (Llama, Qwen2, Qwen3, Mistral, SmolLM2)")
-    if objective.uses_readout and objective.num_readout_layers >= len(decoder.layers):
+    if vocabulary_objective(objective).needs_readout and objective.num_readout_layers >= len(decoder.layers):
         raise InputError(f"num_readout_layers: expected fewer than the {len(decoder.layers)} layers of {name}, "
                          f"got {objective.num_readout_layers}")
 

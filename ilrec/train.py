@@ -48,7 +48,7 @@ from ilrec.data.task import RecommendationTask, item_trie, load_task
 from ilrec.entry import environment, rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.merging.fingerprint import weights_fingerprint
-from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter
+from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter, vocabulary_objective
 from ilrec.model_source import ModelSource, find_model, local_directory
 from ilrec.ops.backends import why_unavailable
 from ilrec.training import zero3
@@ -63,7 +63,7 @@ from ilrec.training.checkpoints import (
 )
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.stop import STOPPED, StopRequest
-from ilrec.training.trainer import ILRecTrainer, RewardCollator
+from ilrec.training.trainer import ContinuationCollator, ILRecTrainer
 
 FINAL = "final"
 logger = logging.getLogger("ilrec.train")
@@ -125,15 +125,17 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str], config: Tr
                          "expected true unless the base model knows them already")
 
 
-def reward_collators(config: TrainConfig, task: RecommendationTask, builder: SampleBuilder) -> Callable[[Any], Any]:
-    """What adds the collaborative reward to a collator; nothing is added, and no filter read, where its weight is 0."""
-    if config.objective.reward_weight == 0:
+def continuation_collators(config: TrainConfig, task: RecommendationTask, builder: SampleBuilder) -> Callable[[Any], Any]:
+    """What adds continuations and their rewards to a collator, where the objective looks at them."""
+    if not vocabulary_objective(config.objective).needs_continuations:
         return lambda collate: collate
+    if config.objective.reward_weight == 0:
+        return functools.partial(ContinuationCollator, sasrec=None, trie=item_trie(builder))
     sasrec = SASRec.load(config.objective.sasrec)
     if sasrec.num_items != task.dataset.num_items:
         raise InputError(f"sasrec: {config.objective.sasrec} was trained on {sasrec.num_items} items, {config.data.data} has "
                          f"{task.dataset.num_items}; train it on this data with tools/train_sasrec.py")
-    return functools.partial(RewardCollator, sasrec=sasrec, trie=item_trie(builder))
+    return functools.partial(ContinuationCollator, sasrec=sasrec, trie=item_trie(builder))
 
 
 def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleBuilder, model: PreTrainedModel | PeftModel,
@@ -142,14 +144,14 @@ def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleB
     """Samples in batches: of a number of samples, or by token budget, padded or flattened. facts: for checkpoints' manifests."""
     samples = task.training_samples(builder)
     log_sizes(model, samples, task)
-    with_rewards = reward_collators(config, task, builder)
-    collate = batch_collate = IdentifiedCollator(with_rewards(TrainingCollator(tokenizer.pad_token_id)))
+    with_continuations = continuation_collators(config, task, builder)
+    collate = batch_collate = IdentifiedCollator(with_continuations(TrainingCollator(tokenizer.pad_token_id)))
     sampler = None
     if config.data.max_tokens_per_batch:
         flash = model.config._attn_implementation == FLASH_ATTENTION
         flattened = config.data.batch_layout == "flattened" or (config.data.batch_layout == "auto" and flash)
         if flattened:
-            batch_collate = IdentifiedCollator(with_rewards(flattening_collator(boundaries=flash)))
+            batch_collate = IdentifiedCollator(with_continuations(flattening_collator(boundaries=flash)))
         sampler = TokenBudgetSampler(samples.num_tokens(), config.data.max_tokens_per_batch, flattened, config.training.seed,
                                      arguments.process_index, arguments.world_size)
         logger.info("%s micro-steps an epoch and rank, %.1f%% of the tokens processed are real", f"{len(sampler):,}",

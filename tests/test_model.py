@@ -145,7 +145,7 @@ def test_token_rows_get_the_gradient_of_the_whole_head():
 
 def test_candidates_limit_the_negatives():
     model = tiny_llama()
-    attach_objective(model, ObjectiveConfig(beta=0.1, alpha=1e-6, candidates="items", num_readout_layers=2), [3, 4, 5])
+    attach_objective(model, ObjectiveConfig(beta=0.1, alpha=1e-6, negative_tokens="items", num_readout_layers=2), [3, 4, 5])
     outputs = model(**batch(16))
     num_tokens = (batch(16)["labels"][:, 1:] != -100).sum().item()
     assert 0 < outputs.stats_5[3] <= 3 * num_tokens

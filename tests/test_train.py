@@ -57,6 +57,13 @@ def test_every_recipe_runs(recipe, data, base, tmp_path, sasrec):
     assert (final / "adapter_model.safetensors").exists()
 
 
+def test_negatives_that_continue_an_item(data, base, tmp_path):
+    """Three codes of 3, 4 and 2 values: with the threshold open, all other children of the node, 2, 3 and 1, and none at the end."""
+    run("stage1", data, tmp_path / "run", model=base, negative_tokens="continuations", alpha=1e-30)
+    assert logged(tmp_path / "run")[0]["negatives/per_token"] == pytest.approx(6 / 4)
+    assert logged(tmp_path / "run")[0]["negatives/rows_without"] == pytest.approx(1 / 4)
+
+
 @pytest.mark.parametrize("item_format", ["semantic_id", "title"])
 def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
     """The same recipe and reward on windows: as many tokens are learnt per sample as the windows have; ranking follows by itself."""

@@ -38,11 +38,11 @@ def readout_of_last_layer(model: Any, hidden_states: tuple[Tensor, ...], supervi
 
 
 def random_negatives(z_NC: Tensor, ze_NC: Tensor, label_logits_N: Tensor, label_ze_N: Tensor, labels_N: Tensor,
-                     task: Any) -> row_math.Negatives:
+                     task: Any, start: int) -> row_math.Negatives:
     """In place of row_math._negatives: the same number for each label, distinct and never the label, weighed by the readout alike."""
-    hard = propose(z_NC, ze_NC, label_logits_N, label_ze_N, labels_N, task)
-    if task.candidate_ids_C is not None:
-        raise InputError("candidates: expected all with --negatives random")
+    hard = propose(z_NC, ze_NC, label_logits_N, label_ze_N, labels_N, task, start)
+    if task.objective.negative_tokens != "all":
+        raise InputError("negative_tokens: expected all with --negatives random")
     num_others = z_NC.shape[1] - 1
     shuffled = torch.randperm(num_others, device=z_NC.device)
     first_N = torch.randint(num_others, labels_N.shape, device=z_NC.device)

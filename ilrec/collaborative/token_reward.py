@@ -35,9 +35,7 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     if not (mass_BI >= 0).all():
         raise ValueError("item_probabilities_BI: expected no negative and no NaN probability")
     rows_N, prefixes_N = _prefix_nodes(targets_B, trie)
-    child_offsets = trie.child_offsets.numpy()
-    num_children_N = child_offsets[prefixes_N + 1] - child_offsets[prefixes_N]
-    edges_E = _ranges(child_offsets[prefixes_N], num_children_N)
+    num_children_N, edges_E = _child_edges(prefixes_N, trie)
     # take: indexing by [:, items] would lay the columns out one after the other, and all that follows reads rows.
     leaf_mass_BI = np.take(mass_BI, trie.leaf_items.numpy(), axis=1).astype(np.float64)
     mass_E = _mass_below(leaf_mass_BI, np.repeat(rows_N, num_children_N), edges_E + 1,
@@ -48,6 +46,21 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     values_E = np.divide(mass_E, total_E, out=equal_E, where=total_E > 0)
     return (torch.from_numpy(offsets_N1), trie.child_tokens[torch.from_numpy(edges_E)],
             torch.from_numpy(values_E.astype(np.float32)))
+
+
+def continuations(target_items_B: Sequence[int] | np.ndarray, trie: ItemTrie) -> tuple[Tensor, Tensor, Tensor]:
+    """As token_rewards without a filter: the tokens that may follow each prefix, all with reward 0."""
+    _, prefixes_N = _prefix_nodes(np.asarray(target_items_B, dtype=np.int64), trie)
+    num_children_N, edges_E = _child_edges(prefixes_N, trie)
+    offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
+    return torch.from_numpy(offsets_N1), trie.child_tokens[torch.from_numpy(edges_E)], torch.zeros(len(edges_E))
+
+
+def _child_edges(prefixes_N: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np.ndarray]:
+    """How many children each node has, and their edges in one array."""
+    child_offsets = trie.child_offsets.numpy()
+    num_children_N = child_offsets[prefixes_N + 1] - child_offsets[prefixes_N]
+    return num_children_N, _ranges(child_offsets[prefixes_N], num_children_N)
 
 
 def _prefix_nodes(targets_B: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np.ndarray]:

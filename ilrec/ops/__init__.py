@@ -23,10 +23,11 @@ STATS = ("preference", "distillation", "reward", "num_negatives", "num_rows_with
 BACKENDS = ("auto", "reference", "row_slab", "vocab_stream")
 THRESHOLDS = ("probability", "logit")
 DISTILLATION_TARGETS = ("ensemble", "per_layer")
+NEGATIVE_TOKENS = ("all", "items", "continuations")
 REWARD_TOKENS = ("negatives", "continuations")
 
-__all__ = ["BACKENDS", "DISTILLATION_TARGETS", "IGNORE_INDEX", "REWARD_TOKENS", "STATS", "THRESHOLDS", "Objective",
-           "cross_layer_loss"]
+__all__ = ["BACKENDS", "DISTILLATION_TARGETS", "IGNORE_INDEX", "NEGATIVE_TOKENS", "REWARD_TOKENS", "STATS", "THRESHOLDS",
+           "Objective", "cross_layer_loss"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Objective:
     reward_weight: float
     threshold: str
     alpha: float
+    negative_tokens: str
     max_negatives: int
     distillation_target: str
     reward_tokens: str
@@ -54,7 +56,7 @@ class Objective:
             value = getattr(self, name)
             checks.require(math.isfinite(value) and value > 0, f"{name}: expected a finite number > 0, got {value!r}")
         for name, choices in (("threshold", THRESHOLDS), ("distillation_target", DISTILLATION_TARGETS),
-                              ("reward_tokens", REWARD_TOKENS)):
+                              ("negative_tokens", NEGATIVE_TOKENS), ("reward_tokens", REWARD_TOKENS)):
             value = getattr(self, name)
             checks.require(value in choices, f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         checks.require(isinstance(self.max_negatives, int) and self.max_negatives >= 0,
@@ -64,6 +66,16 @@ class Objective:
     def needs_negatives(self) -> bool:
         """Whether any term looks at the hard negatives S."""
         return self.beta > 0 or (self.reward_weight > 0 and self.reward_tokens == "negatives")
+
+    @property
+    def limits_negatives(self) -> bool:
+        """Whether S is drawn from each row's own continuations."""
+        return self.needs_negatives and self.negative_tokens == "continuations"
+
+    @property
+    def needs_continuations(self) -> bool:
+        """Whether any term looks at the tokens that continue an item, or at their rewards."""
+        return self.reward_weight > 0 or self.limits_negatives
 
     @property
     def needs_readout(self) -> bool:
@@ -100,11 +112,13 @@ def cross_layer_loss(
         readout_KNH: as hidden_NH, one per readout layer, each after the final norm; None only for plain SFT.
         lm_head_VH: the same dtype. Frozen (requires_grad False): nothing of size V x H is allocated, but by reference.
         labels_N: int64 in [0, V), or IGNORE_INDEX.
-        candidates_V: bool, the item tokens: limits S, and distillation compares P and Pe renormalised over them.
+        candidates_V: bool, the item tokens, if and only if objective.negative_tokens is `items`: limits S, and distillation
+            compares P and Pe renormalised over them.
         token_rewards: CSR (offsets_N1 int64, token_ids_E int64, values_E float >= 0), one row per row of labels_N, the
-            ignored ones included; on any device. Entries of one row that name the same token add up. A row without
-            a positive reward on the tokens that objective.reward_tokens names contributes 0. Needed if reward_weight > 0,
-            else unread.
+            ignored ones included; on any device: the tokens that continue an item, and their rewards, which may be 0.
+            Entries of one row that name the same token add up. A row without a positive reward on the tokens that
+            objective.reward_tokens names contributes 0 to that term. With objective.negative_tokens `continuations`, S is
+            drawn from the row's entries. Needed if reward_weight > 0 or S is so limited, else unread.
         num_tokens: the normaliser: supervised tokens of the GLOBAL batch; None: those of this call. A 0-dim tensor is
             never read on the host.
         new_token_ids_R, new_token_rows_RH: int64 unique ids, and the rows that REPLACE the head's there (trainable
@@ -123,8 +137,8 @@ def cross_layer_loss(
     checks.require(backend in BACKENDS, f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     checks.require(slab_bytes is None or slab_bytes > 0, f"slab_bytes: expected a positive number, got {slab_bytes!r}")
     checks.check_states(hidden_NH, readout_KNH, lm_head_VH, labels_N, objective)
-    checks.check_options(lm_head_VH, candidates_V, num_tokens, new_token_ids_R, new_token_rows_RH)
-    rewards = checks.rewards_on_device(token_rewards, labels_N) if objective.reward_weight > 0 else None
+    checks.check_options(lm_head_VH, candidates_V, objective, num_tokens, new_token_ids_R, new_token_rows_RH)
+    rewards = checks.rewards_on_device(token_rewards, labels_N) if objective.needs_continuations else None
     num_labels = checks.check_values(labels_N, len(lm_head_VH), candidates_V, rewards, new_token_ids_R)
     if num_labels == 0:
         return _connected_zero(hidden_NH, readout_KNH, lm_head_VH, new_token_rows_RH)

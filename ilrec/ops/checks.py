@@ -47,11 +47,14 @@ def check_states(
 def check_options(
     lm_head_VH: Tensor,
     candidates_V: Tensor | None,
+    objective: Objective,
     num_tokens: float | Tensor | None,
     new_token_ids_R: Tensor | None,
     new_token_rows_RH: Tensor | None,
 ) -> None:
     device, (vocab_size, hidden_size) = lm_head_VH.device, lm_head_VH.shape
+    require((candidates_V is not None) == (objective.negative_tokens == "items"),
+             f"candidates_V: expected if and only if negative_tokens is items, which is {objective.negative_tokens}")
     if candidates_V is not None:
         require(candidates_V.shape == (vocab_size,) and candidates_V.dtype == torch.bool
                  and candidates_V.device == device,
@@ -78,7 +81,8 @@ def check_options(
 
 def rewards_on_device(token_rewards: tuple[Tensor, Tensor, Tensor] | None, labels_N: Tensor) -> tuple[Tensor, ...]:
     if token_rewards is None or len(token_rewards) != 3:
-        raise ValueError("token_rewards: expected (offsets_N1, token_ids_E, values_E), because reward_weight > 0")
+        raise ValueError("token_rewards: expected (offsets_N1, token_ids_E, values_E), because reward_weight > 0 or "
+                         "negative_tokens is continuations")
     offsets_N1, token_ids_E, values_E = (part.to(labels_N.device, non_blocking=True) for part in token_rewards)
     require(offsets_N1.shape == (len(labels_N) + 1,) and offsets_N1.dtype == torch.int64,
              f"token_rewards: expected int64 offsets [{len(labels_N) + 1}], one row per row of labels_N (ignored ones "

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class Task(NamedTuple):
-    """All that is not differentiated. `rewards`: (keys_E, values_E), key = row * V + token, ascending."""
+    """All that is not differentiated. `rewards`: (keys_E, values_E), key = row * V + token, ascending; the tokens that
+    continue an item, whether or not they have a reward."""
 
     labels_N: Tensor
     objective: Objective

@@ -46,14 +46,17 @@ def cross_layer_sums(
         layers_KNH, frozen_head_VH = readout_KNH.to(dtype), head_VH.detach()
         ze_NV = layers_KNH.mean(0) @ frozen_head_VH.T
         if objective.needs_negatives:
-            negatives_NV = hard_negatives(ze_NV.detach(), z_NV.detach(), labels_N, objective, candidates_V)
+            allowed = candidates_V
+            if objective.limits_negatives and rewards is not None:
+                allowed = torch.zeros_like(negatives_NV).view(-1).index_fill(0, rewards[0], True).view_as(negatives_NV)
+            negatives_NV = hard_negatives(ze_NV.detach(), z_NV.detach(), labels_N, objective, allowed)
             weights_NV = negative_weights(ze_NV.detach(), negatives_NV)
         if objective.distillation_weight > 0 and objective.distillation_target == "ensemble":
             distillation_N = distillation_loss(z_NV, ze_NV, candidates_V)
         elif objective.distillation_weight > 0:
             per_layer = [distillation_loss(z_NV, layer_NH @ frozen_head_VH.T, candidates_V) for layer_NH in layers_KNH]
             distillation_N = torch.stack(per_layer).mean(0)
-    if rewards is not None:
+    if rewards is not None and objective.reward_weight > 0:
         reward_NV = torch.zeros_like(z_NV).view(-1).index_copy(0, rewards[0], rewards[1].to(dtype)).view_as(z_NV)
         support_NV = reward_support(negatives_NV, labels_N, objective.reward_tokens)
         target_NV = reward_target(reward_NV, support_NV, objective.reward_temperature)
@@ -77,10 +80,11 @@ def effective_head(lm_head_VH: Tensor, new_tokens: tuple[Tensor, Tensor] | None)
 
 
 def hard_negatives(
-    ze_NV: Tensor, z_NV: Tensor, labels_N: Tensor, objective: Objective, candidates_V: Tensor | None
+    ze_NV: Tensor, z_NV: Tensor, labels_N: Tensor, objective: Objective, allowed: Tensor | None
 ) -> Tensor:
-    """Step 1, S_n as bool [N, V]: { v != y : v a candidate, ze[v] >= kappa }, the M largest ze, ties to the smaller id.
+    """Step 1, S_n as bool [N, V]: { v != y : v allowed, ze[v] >= kappa }, the M largest ze, ties to the smaller id.
 
+    allowed: bool, the item tokens [V], or each row's continuations [N, V]; None: every token.
     kappa = ze[y] + log(alpha) (`probability`: Pe(v) >= alpha Pe(y)) or alpha * z[y] (`logit`).
     By hand: Pe = (1/2, 1/4, 1/8, 1/8), y = 0. `probability`: alpha = 0.4 gives {1}, alpha = 0.2 gives {1, 2, 3}, and
     with M = 2 of these {1, 2}: 2 and 3 tie. `logit`: ze = (3, 1, 2, 0), z[y] = 4, alpha = 0.5: kappa = 2, S = {2}.
@@ -91,8 +95,8 @@ def hard_negatives(
     else:
         kappa_N1 = objective.alpha * z_NV.gather(1, label_N1)
     negatives_NV = (ze_NV >= kappa_N1).scatter(1, label_N1, False)
-    if candidates_V is not None:
-        negatives_NV = negatives_NV & candidates_V
+    if allowed is not None:
+        negatives_NV = negatives_NV & allowed
     if objective.max_negatives == 0:
         return negatives_NV
     # A stable sort keeps equal logits in order of their ids.

@@ -69,7 +69,7 @@ def reduce_rows(
         if objective.needs_negatives:
             if label_ze_N is None:
                 label_ze_N = ensemble_NC.gather(1, labels_N[:, None])[:, 0]
-            negatives = _negatives(z_NC, ensemble_NC, label_logits_N, label_ze_N, labels_N, task)
+            negatives = _negatives(z_NC, ensemble_NC, label_logits_N, label_ze_N, labels_N, task, rows.start)
     # The logits of the support are taken now: what follows consumes them.
     rows_T, tokens_T, rewards_T = reward_places(negatives, labels_N, rows.start, z_NV.shape[1], task)
     support = Support(rows_T, tokens_T, rewards_T, z_NV[rows_T, tokens_T])
@@ -99,15 +99,17 @@ def thresholds(label_logits_N: Tensor, label_ze_N: Tensor, objective: Objective)
 
 
 def _negatives(
-    z_NC: Tensor, ze_NC: Tensor, label_logits_N: Tensor, label_ze_N: Tensor, labels_N: Tensor, task: Task
+    z_NC: Tensor, ze_NC: Tensor, label_logits_N: Tensor, label_ze_N: Tensor, labels_N: Tensor, task: Task, start: int
 ) -> Negatives:
-    """Step 1: S and w."""
+    """Step 1: S and w, of the rows from `start` on."""
     objective, ids_C = task.objective, task.candidate_ids_C
     mask_NC = ze_NC >= thresholds(label_logits_N, label_ze_N, objective)[:, None]
     if ids_C is None:
         mask_NC.scatter_(1, labels_N[:, None], False)
     else:
         mask_NC &= ids_C != labels_N[:, None]
+    if objective.limits_negatives:
+        mask_NC &= continuation_mask(start, len(labels_N), mask_NC.shape[1], task)
     if 0 < objective.max_negatives < mask_NC.shape[1]:
         crowded_R = (_row_counts(mask_NC) > objective.max_negatives).nonzero()[:, 0]
         mask_NC[crowded_R] = _largest(ze_NC[crowded_R], mask_NC[crowded_R], objective.max_negatives)
@@ -116,6 +118,23 @@ def _negatives(
     weights_S, _ = segment_softmax(ze_NC[rows_S, columns_S], rows_S, len(labels_N))
     tokens_S = columns_S if ids_C is None else ids_C[columns_S]
     return Negatives(rows_S, tokens_S, weights_S, z_NC[rows_S, columns_S], counts_N)
+
+
+def continuation_mask(start: int, num_rows: int, vocab_size: int, task: Task) -> Tensor:
+    """bool [num_rows, V]: the tokens that continue an item, for the rows from `start` on."""
+    assert task.rewards is not None, "the operation checks that there are entries"
+    keys_T, _ = row_entries(start, num_rows, vocab_size, task.rewards)
+    mask_NV = torch.zeros((num_rows, vocab_size), dtype=torch.bool, device=keys_T.device)
+    mask_NV.view(-1)[keys_T - start * vocab_size] = True
+    return mask_NV
+
+
+def row_entries(start: int, num_rows: int, vocab_size: int, entries: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of (keys_E, values_E), those of some rows."""
+    keys_E, values_E = entries
+    bounds = torch.tensor([start, start + num_rows], device=keys_E.device) * vocab_size
+    begin, end = torch.searchsorted(keys_E, bounds).tolist()
+    return keys_E[begin:end], values_E[begin:end]
 
 
 def _row_counts(mask_NC: Tensor) -> Tensor:
@@ -173,15 +192,13 @@ def reward_places(
     Rows are counted from `start`. `negatives`: S and the label, with reward 0 where the crowd knows nothing of a token.
     `continuations`: all entries of these rows.
     """
-    if task.rewards is None or len(task.rewards[0]) == 0:
+    if task.rewards is None or len(task.rewards[0]) == 0 or task.objective.reward_weight == 0:
         nothing = labels_N[:0]
         return nothing, nothing, negatives.weights_S[:0]
-    keys_E, values_E = task.rewards
     if task.objective.reward_tokens == "continuations":
-        bounds = torch.tensor([start, start + len(labels_N)], device=keys_E.device) * vocab_size
-        begin, end = torch.searchsorted(keys_E, bounds).tolist()
-        keys_T = keys_E[begin:end]
-        return keys_T // vocab_size - start, keys_T % vocab_size, values_E[begin:end]
+        keys_T, rewards_T = row_entries(start, len(labels_N), vocab_size, task.rewards)
+        return keys_T // vocab_size - start, keys_T % vocab_size, rewards_T
+    keys_E, values_E = task.rewards
     rows_T = torch.cat([negatives.rows_S, torch.arange(len(labels_N), device=labels_N.device)])
     tokens_T = torch.cat([negatives.tokens_S, labels_N])
     keys_T = (start + rows_T) * vocab_size + tokens_T

@@ -3,7 +3,7 @@
 Device functions; the kernels that are made of them are in triton_rows.py (whole rows) and triton_tiles.py (tiles of the vocabulary).
 
 Names: z the last layer's logits, ze the ensemble's, a sum of e^x is kept as (largest, total). A token v is a hard negative if
-it is a candidate, not the label, and ze > bound or (ze == bound and v <= last_id); without a cap these are kappa and ALL_IDS.
+it is allowed, not the label, and ze > bound or (ze == bound and v <= last_id); without a cap these are kappa and ALL_IDS.
 """
 
 from __future__ import annotations
@@ -66,8 +66,16 @@ def student_columns(position_ptr, tokens, mask, first, CANDIDATES: tl.constexpr)
 
 
 @triton.jit
-def is_negative(ze, tokens, known, label, bound, last_id):
-    return known & (tokens != label) & ((ze > bound) | ((ze == bound) & (tokens <= last_id)))
+def may_be_negative(allowed_ptr, tokens, known, LIMITED: tl.constexpr):
+    """Of the known tokens: all, or those that the row's bytes [V] at allowed_ptr allow."""
+    if LIMITED:
+        return known & (tl.load(allowed_ptr + tokens, mask=known, other=0) != 0)
+    return known
+
+
+@triton.jit
+def is_negative(ze, tokens, allowed, label, bound, last_id):
+    return allowed & (tokens != label) & ((ze > bound) | ((ze == bound) & (tokens <= last_id)))
 
 
 @triton.jit
@@ -86,14 +94,14 @@ def log_one_minus_exp(x):
 
 
 @triton.jit
-def block_gradient(z, students, ze, known, tokens, label, bound, last_id, lse, lse_negatives, lift, mass, lse_teacher, lse_students,
-              beta, mu, share, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr):
+def block_gradient(z, students, ze, known, allowed, tokens, label, bound, last_id, lse, lse_negatives, lift, mass,
+                   lse_teacher, lse_students, beta, mu, share, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr):
     """d(preference + mu reward)/dz but for -mu q, and lambda dKL/d(students)."""
     log_p = z - lse
     grad = tl.exp(log_p)
     reward_grad = mu * mass * grad
     if NEGATIVES:
-        negative = is_negative(ze, tokens, known, label, bound, last_id)
+        negative = is_negative(ze, tokens, allowed, label, bound, last_id)
         size, slope = penalty(z, ze, negative, lse_negatives, beta)
         grad = tl.exp(log_p + size - lift) * (1 + slope)
     grad += reward_grad
@@ -113,22 +121,24 @@ def sort_key(logits):
 
 
 @triton.jit
-def count_from(order, students_ptr, position_ptr, vocab_size, layer_stride, label, kappa,
-                J: tl.constexpr, J_PAD: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
+def count_from(order, students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label, kappa, J: tl.constexpr,
+               J_PAD: tl.constexpr, CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr):
     """How many tokens above kappa have an ensemble logit of this order or more."""
     count = tl.full((), 0, tl.int32)
     for start in range(0, vocab_size, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
         index, known = student_columns(position_ptr, tokens, tokens < vocab_size, 0, CANDIDATES)
         _, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
-        negative = is_negative(ze, tokens, known, label, kappa, ALL_IDS)
+        allowed = may_be_negative(allowed_ptr, tokens, known, LIMITED)
+        negative = is_negative(ze, tokens, allowed, label, kappa, ALL_IDS)
         count += tl.sum((negative & (sort_key(ze) >= order)).to(tl.int32), 0)
     return count
 
 
 @triton.jit
-def cap_negatives(students_ptr, position_ptr, vocab_size, layer_stride, label, kappa, max_negatives, largest,
-         J: tl.constexpr, J_PAD: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
+def cap_negatives(students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label, kappa, max_negatives, largest,
+                  J: tl.constexpr, J_PAD: tl.constexpr, CANDIDATES: tl.constexpr, LIMITED: tl.constexpr,
+                  BLOCK: tl.constexpr):
     """bound and last_id of the max_negatives largest (ties to the smaller id), and their sum of e^(ze - largest).
 
     Bisection over the 32 bits of a float: exact, no list, no sorting. Only rows with more negatives than the cap come here.
@@ -136,12 +146,12 @@ def cap_negatives(students_ptr, position_ptr, vocab_size, layer_stride, label, k
     low, high = sort_key(kappa), sort_key(largest)
     while low < high:
         middle = (low + high + 1) >> 1
-        count = count_from(middle, students_ptr, position_ptr, vocab_size, layer_stride, label, kappa,
-                            J, J_PAD, CANDIDATES, BLOCK)
+        count = count_from(middle, students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label, kappa,
+                           J, J_PAD, CANDIDATES, LIMITED, BLOCK)
         low = tl.where(count >= max_negatives, middle, low)
         high = tl.where(count >= max_negatives, high, middle - 1)
-    room = max_negatives - count_from(low + 1, students_ptr, position_ptr, vocab_size, layer_stride, label, kappa,
-                                       J, J_PAD, CANDIDATES, BLOCK)
+    room = max_negatives - count_from(low + 1, students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label,
+                                      kappa, J, J_PAD, CANDIDATES, LIMITED, BLOCK)
     bits = low.to(tl.int32)
     bound = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     last_id, total = tl.full((), 0, tl.int32), tl.full((), 0.0, tl.float32)
@@ -149,19 +159,20 @@ def cap_negatives(students_ptr, position_ptr, vocab_size, layer_stride, label, k
         tokens = start + tl.arange(0, BLOCK)
         index, known = student_columns(position_ptr, tokens, tokens < vocab_size, 0, CANDIDATES)
         _, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
-        tied = is_negative(ze, tokens, known, label, kappa, ALL_IDS) & (ze == bound)
+        allowed = may_be_negative(allowed_ptr, tokens, known, LIMITED)
+        tied = is_negative(ze, tokens, allowed, label, kappa, ALL_IDS) & (ze == bound)
         kept = tied & (tl.cumsum(tied.to(tl.int32), 0) <= room)
         room -= tl.sum(kept.to(tl.int32), 0)
         last_id = tl.maximum(last_id, tl.max(tl.where(kept, tokens, 0), 0))
-        above = known & (tokens != label) & (ze > bound)
+        above = allowed & (tokens != label) & (ze > bound)
         total += tl.sum(tl.where(kept | above, tl.exp(ze - largest), 0.0), 0)
     return bound, last_id, total
 
 
 @triton.jit
-def reward_term(z_ptr, students_ptr, position_ptr, tokens_ptr, values_ptr, shares_ptr, begin, end, layer_stride, label, bound,
-            last_id, lse, inverse_temperature, J: tl.constexpr, J_PAD: tl.constexpr, CANDIDATES: tl.constexpr,
-            CONTINUATIONS: tl.constexpr, ENTRIES: tl.constexpr):
+def reward_term(z_ptr, students_ptr, position_ptr, allowed_ptr, tokens_ptr, values_ptr, shares_ptr, begin, end,
+                layer_stride, label, bound, last_id, lse, inverse_temperature, J: tl.constexpr, J_PAD: tl.constexpr,
+                CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, CONTINUATIONS: tl.constexpr, ENTRIES: tl.constexpr):
     """Step 4 over a row's rewards: the loss and the sum of q (1, or 0 where no reward is known); q itself into shares.
 
     CONTINUATIONS: all entries share q, not the negatives and the label alone.
@@ -176,7 +187,8 @@ def reward_term(z_ptr, students_ptr, position_ptr, tokens_ptr, values_ptr, share
         if not CONTINUATIONS:
             index, known = student_columns(position_ptr, tokens, mask, 0, CANDIDATES)
             _, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
-            wanted &= is_negative(ze, tokens, known, label, bound, last_id) | (tokens == label)
+            allowed = may_be_negative(allowed_ptr, tokens, known, LIMITED)
+            wanted &= is_negative(ze, tokens, allowed, label, bound, last_id) | (tokens == label)
         log_value = tl.where(wanted, tl.log(tl.where(wanted, value, 1.0)) * inverse_temperature, NOTHING)
         z = tl.load(z_ptr + tokens, mask=wanted, other=0.0)
         largest, total, exp, scale = online(largest, total, log_value)
@@ -207,8 +219,8 @@ def subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, end, first, last, mu, 
 
 
 @triton.jit
-def fold_block(z, students, ze, known, tokens, label, kappa, largest, total, largest_t, total_t, moment, largest_j, total_j, count,
-          largest_n, total_n, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr, CANDIDATES: tl.constexpr):
+def fold_block(z, students, ze, known, allowed, tokens, label, kappa, largest, total, largest_t, total_t, moment, largest_j,
+               total_j, count, largest_n, total_n, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr, CANDIDATES: tl.constexpr):
     """Adds a block of tokens to a row's statistics: lse of z, of the teacher (z over the candidates), of each student, of ze over
     the negatives; the moment sum P (z - ze) of the KL; the number of negatives."""
     largest, total, exp, scale = online(largest, total, z)
@@ -218,7 +230,7 @@ def fold_block(z, students, ze, known, tokens, label, kappa, largest, total, lar
         moment = moment * scale + tl.sum(tl.where(known & (exp > 0), exp * (z - ze), 0.0), 0)
         largest_j, total_j = online_each(largest_j, total_j, students)
     if NEGATIVES:
-        negative = is_negative(ze, tokens, known, label, kappa, ALL_IDS)
+        negative = is_negative(ze, tokens, allowed, label, kappa, ALL_IDS)
         count += tl.sum(negative.to(tl.int32), 0)
         largest_n, total_n, _, _ = online(largest_n, total_n, tl.where(negative, ze, NOTHING))
     return largest, total, largest_t, total_t, moment, largest_j, total_j, count, largest_n, total_n

@@ -28,6 +28,7 @@ from ilrec.ops.triton_math import (
     fold_block,
     is_negative,
     load_students,
+    may_be_negative,
     student_columns,
 )
 
@@ -36,11 +37,17 @@ NUM_ROW_VALUES = tl.constexpr(7)  # see RowValues
 
 
 class Tile(NamedTuple):
-    """Tokens [first, last) of the vocabulary; the students' columns begin at `student_first` of theirs."""
+    """Tokens [first, last) of the vocabulary; the students' columns begin at `student_first` of theirs.
+
+    position_V: the place of each token among the students' columns, or -1; None: these are all tokens. allowed_NC: bool, the tokens
+    that may be a row's negatives; None: all.
+    """
 
     first: int
     last: int
     student_first: int
+    position_V: Tensor | None
+    allowed_NC: Tensor | None
 
 
 class Statistics(NamedTuple):
@@ -80,45 +87,51 @@ class RowValues(NamedTuple):
     lse_students_NJ: Tensor
 
 
-def fold_tile(logits: Logits, tile: Tile, position_V: Tensor | None, kappa_N: Tensor, statistics: Statistics, task: Task) -> None:
+def fold_tile(logits: Logits, tile: Tile, kappa_N: Tensor, statistics: Statistics, task: Task) -> None:
     """Adds a tile of logits to `statistics`."""
-    students_JND, flags = _students(logits, position_V, task)
+    students_JND, pointers, flags = _operands(logits, tile, task)
     _fold_kernel[(len(kappa_N),)](
-        logits.z_NV, students_JND, logits.z_NV if position_V is None else position_V, task.labels_N, kappa_N, *statistics,
+        *pointers, kappa_N, *statistics,
         tile.first, tile.last, tile.student_first, students_JND.stride(1), students_JND.stride(0),
         LENGTH=statistics.tokens_NL.shape[1], **flags)
 
 
-def differentiate_tile(logits: Logits, tile: Tile, position_V: Tensor | None, row_values: RowValues, task: Task) -> None:
+def differentiate_tile(logits: Logits, tile: Tile, row_values: RowValues, task: Task) -> None:
     """A tile of logits becomes its gradient but for -mu q, in place."""
-    students_JND, flags = _students(logits, position_V, task)
+    students_JND, pointers, flags = _operands(logits, tile, task)
     objective = task.objective
     _differentiate_kernel[(len(row_values.last_id_N),)](
-        logits.z_NV, students_JND, logits.z_NV if position_V is None else position_V, task.labels_N, *row_values,
+        *pointers, *row_values,
         tile.first, tile.last, tile.student_first, students_JND.stride(1), students_JND.stride(0),
         objective.beta, objective.reward_weight, objective.distillation_weight / len(students_JND), **flags)
 
 
-def _students(logits: Logits, position_V: Tensor | None, task: Task) -> tuple[Tensor, dict[str, int | bool]]:
+def _operands(logits: Logits, tile: Tile, task: Task) -> tuple[Tensor, list[Tensor], dict[str, int | bool]]:
+    """What both kernels take: the students' logits, the first five pointers, and the compile-time flags."""
     objective, students_JND = task.objective, logits.students_JNC
     has_students = len(students_JND) > 0
     if not has_students:  # plain SFT: no term looks at the students, the kernel's loads of them come from cache
         students_JND = logits.z_NV[None]
+    unread = logits.z_NV
+    position_V = unread if tile.position_V is None else tile.position_V
+    allowed_NC = unread if tile.allowed_NC is None else tile.allowed_NC.view(torch.uint8)
     pad = triton.next_power_of_2(len(students_JND))
-    return students_JND, {
+    flags = {
         "J": len(students_JND), "J_PAD": pad, "NEGATIVES": has_students and objective.needs_negatives,
-        "DISTIL": has_students and objective.distillation_weight > 0, "CANDIDATES": position_V is not None,
-        "BLOCK": block_size(logits.z_NV, logits.z_NV.shape[1], pad), "num_warps": 8}
+        "DISTIL": has_students and objective.distillation_weight > 0, "CANDIDATES": tile.position_V is not None,
+        "LIMITED": tile.allowed_NC is not None, "BLOCK": block_size(logits.z_NV, logits.z_NV.shape[1], pad), "num_warps": 8}
+    return students_JND, [logits.z_NV, students_JND, position_V, allowed_NC, task.labels_N], flags
 
 
 @triton.jit
-def _fold_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, kappa_ptr, sums_ptr, count_ptr, tokens_ptr, list_z_ptr, list_ze_ptr,
-                 first, last, student_first, student_stride, layer_stride,
+def _fold_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, kappa_ptr, sums_ptr, count_ptr, tokens_ptr,
+                 list_z_ptr, list_ze_ptr, first, last, student_first, student_stride, layer_stride,
                  LENGTH: tl.constexpr, J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr,
-                 CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
+                 CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * (last - first)
     students_ptr += row * student_stride
+    allowed_ptr += row * (last - first)
     sums_ptr += row * (NUM_SUMS + 2 * J_PAD)
     label, kappa = tl.load(labels_ptr + row).to(tl.int32), tl.load(kappa_ptr + row)
     layers = tl.arange(0, J_PAD)
@@ -133,16 +146,17 @@ def _fold_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, kappa_ptr, sums_
         z = tl.load(z_ptr + tokens - first, mask=inside, other=NOTHING)
         index, known = student_columns(position_ptr, tokens, inside, student_first, CANDIDATES)
         students, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
+        allowed = may_be_negative(allowed_ptr - first, tokens, known, LIMITED)
         if NEGATIVES:
-            negative = is_negative(ze, tokens, known, label, kappa, ALL_IDS)
+            negative = is_negative(ze, tokens, allowed, label, kappa, ALL_IDS)
             place = row * LENGTH + count + tl.cumsum(negative.to(tl.int32), 0) - 1
             kept = negative & (place < (row + 1) * LENGTH)
             tl.store(tokens_ptr + place, tokens, mask=kept)
             tl.store(list_z_ptr + place, z, mask=kept)
             tl.store(list_ze_ptr + place, ze, mask=kept)
         (largest, total, largest_t, total_t, moment, largest_j, total_j, count, largest_n, total_n) = fold_block(
-            z, students, ze, known, tokens, label, kappa, largest, total, largest_t, total_t, moment, largest_j, total_j, count,
-            largest_n, total_n, NEGATIVES, DISTIL, CANDIDATES)
+            z, students, ze, known, allowed, tokens, label, kappa, largest, total, largest_t, total_t, moment, largest_j,
+            total_j, count, largest_n, total_n, NEGATIVES, DISTIL, CANDIDATES)
     tl.store(sums_ptr, largest)
     tl.store(sums_ptr + 1, total)
     tl.store(sums_ptr + 2, largest_t)
@@ -156,13 +170,14 @@ def _fold_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, kappa_ptr, sums_
 
 
 @triton.jit
-def _differentiate_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, values_ptr, last_id_ptr, lse_students_ptr,
+def _differentiate_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, values_ptr, last_id_ptr, lse_students_ptr,
                           first, last, student_first, student_stride, layer_stride, beta, mu, share,
                           J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr,
-                          CANDIDATES: tl.constexpr, BLOCK: tl.constexpr):
+                          CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * (last - first)
     students_ptr += row * student_stride
+    allowed_ptr += row * (last - first)
     values_ptr += row * NUM_ROW_VALUES
     label, last_id = tl.load(labels_ptr + row).to(tl.int32), tl.load(last_id_ptr + row)
     lse, lse_t, lse_n = tl.load(values_ptr), tl.load(values_ptr + 1), tl.load(values_ptr + 2)
@@ -176,8 +191,9 @@ def _differentiate_kernel(z_ptr, students_ptr, position_ptr, labels_ptr, values_
         z = tl.load(z_ptr + tokens - first, mask=inside, other=NOTHING)
         index, known = student_columns(position_ptr, tokens, inside, student_first, CANDIDATES)
         students, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
+        allowed = may_be_negative(allowed_ptr - first, tokens, known, LIMITED)
         grad, student_grads = block_gradient(
-            z, students, ze, known, tokens, label, bound, last_id, lse, lse_n, lift, mass, lse_t, lse_j, beta, mu, share,
+            z, students, ze, known, allowed, tokens, label, bound, last_id, lse, lse_n, lift, mass, lse_t, lse_j, beta, mu, share,
             NEGATIVES, DISTIL)
         tl.debug_barrier()  # where a block is narrower than the program, several threads load what one stores
         tl.store(z_ptr + tokens - first, tl.where(active, grad, 0.0), mask=inside)

@@ -34,6 +34,27 @@ LIST_LENGTH = 128
 TILE_COLUMNS = 128
 
 
+class _TileEntries:
+    """Places (row, token) of the whole vocabulary, found again tile by tile."""
+
+    def __init__(self, rows_T: Tensor, tokens_T: Tensor, bounds: list[int]) -> None:
+        order_T = tokens_T.argsort(stable=True)
+        self.rows_T, self.tokens_T, self.order_T = rows_T[order_T], tokens_T[order_T], order_T
+        self.starts = torch.searchsorted(self.tokens_T, torch.tensor(bounds, device=tokens_T.device)).tolist()
+
+    def mask(self, number: int, num_rows: int, first: int, last: int) -> Tensor:
+        """bool [num_rows, last - first], True at the places of the `number`-th tile."""
+        mask_NC = torch.zeros((num_rows, last - first), dtype=torch.bool, device=self.rows_T.device)
+        rows_T, columns_T, _ = self.of(number, first)
+        mask_NC[rows_T, columns_T] = True
+        return mask_NC
+
+    def of(self, number: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the `number`-th tile, which begins at token `first`: rows, columns, and which of the places these are."""
+        inside = slice(self.starts[number], self.starts[number + 1])
+        return self.rows_T[inside], self.tokens_T[inside] - first, self.order_T[inside]
+
+
 class _Stream:
     """One call's states, head and tiles. `logits()` walks over the tiles, projecting each into the same memory."""
 
@@ -50,11 +71,17 @@ class _Stream:
             self.student_head = head.select(task.candidate_ids_C, self.position_V)
             starts = torch.searchsorted(task.candidate_ids_C, torch.tensor(bounds, device=head.weight_VH.device)).tolist()
         self.bounds, self.student_bounds = bounds, starts or bounds
+        self.allowed = None
+        if task.objective.limits_negatives and task.rewards is not None:
+            self.allowed = _TileEntries(task.rewards[0] // len(head), task.rewards[0] % len(head), bounds)
         self.room = self.states_GNH.new_empty(num_groups * num_rows * self.columns)
 
     def logits(self) -> Iterator[tuple[Tile, Head, Head | None, Logits]]:
         for index, (first, last) in enumerate(zip(self.bounds[:-1], self.bounds[1:], strict=True)):
-            tile = Tile(first, last, self.student_bounds[index])
+            allowed_NC = None
+            if self.allowed is not None:
+                allowed_NC = self.allowed.mask(index, len(self.task.labels_N), first, last)
+            tile = Tile(first, last, self.student_bounds[index], self.position_V, allowed_NC)
             head, student_head = self.head.narrow(first, last), None
             if self.student_head is not None:
                 student_head = self.student_head.narrow(tile.student_first, self.student_bounds[index + 1])
@@ -67,20 +94,6 @@ class _Stream:
         return z_N, self.head.label_logits(students_GNH.mean(0), self.task.labels_N) if len(students_GNH) else z_N
 
 
-class _TileEntries:
-    """Places (row, token) of the whole vocabulary, found again tile by tile."""
-
-    def __init__(self, rows_T: Tensor, tokens_T: Tensor, bounds: list[int]) -> None:
-        order_T = tokens_T.argsort(stable=True)
-        self.rows_T, self.tokens_T, self.order_T = rows_T[order_T], tokens_T[order_T], order_T
-        self.starts = torch.searchsorted(self.tokens_T, torch.tensor(bounds, device=tokens_T.device)).tolist()
-
-    def of(self, number: int, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the `number`-th tile: rows, columns within it, and which of the places these are."""
-        inside = slice(self.starts[number], self.starts[number + 1])
-        return self.rows_T[inside], self.tokens_T[inside] - tile.first, self.order_T[inside]
-
-
 def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients) -> Tensor:
     """The five sums of ilrec.ops.STATS; adds to `grads`. A tile takes task.slab_bytes, TILE_COLUMNS tokens at least."""
     stream = _Stream(states, head, task)
@@ -90,8 +103,8 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
     continuations = _continuations(task, len(head), label_logits_N)
     entries = _TileEntries(continuations.rows_T, continuations.tokens_T, stream.bounds)
     for number, (tile, _, _, logits) in enumerate(stream.logits()):
-        fold_tile(logits, tile, stream.position_V, kappa_N, statistics, task)
-        rows_T, columns_T, places_T = entries.of(number, tile)
+        fold_tile(logits, tile, kappa_N, statistics, task)
+        rows_T, columns_T, places_T = entries.of(number, tile.first)
         continuations.logits_T[places_T] = logits.z_NV[rows_T, columns_T]
     sums_N5, row_values, reward = _finish(statistics, label_logits_N, kappa_N, states.num_students, len(head), task, continuations)
     overflow_N = statistics.count_N > LIST_LENGTH
@@ -106,7 +119,8 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
 def _continuations(task: Task, vocab_size: int, label_logits_N: Tensor) -> Support:
     """The support of the reward's soft target where it is all continuations, its logits yet to be read; else empty."""
     keys_E, values_E = task.labels_N[:0], label_logits_N[:0]
-    if task.rewards is not None and task.objective.reward_tokens == "continuations":
+    objective = task.objective
+    if task.rewards is not None and objective.reward_weight > 0 and objective.reward_tokens == "continuations":
         keys_E, values_E = task.rewards
     return Support(keys_E // vocab_size, keys_E % vocab_size, values_E, label_logits_N.new_empty(len(keys_E)))
 
@@ -118,8 +132,8 @@ def _add_gradients(stream: _Stream, row_values: RowValues, reward: Reward, grads
     active_N = row_values.values_N7[:, -1]
     reward_grads_T = mu * reward.shares_T * active_N[reward.rows_T]
     for number, (tile, tile_head, student_head, logits) in enumerate(stream.logits()):
-        differentiate_tile(logits, tile, stream.position_V, row_values, stream.task)
-        rows_T, columns_T, places_T = entries.of(number, tile)
+        differentiate_tile(logits, tile, row_values, stream.task)
+        rows_T, columns_T, places_T = entries.of(number, tile.first)
         logits.z_NV[rows_T, columns_T] -= reward_grads_T[places_T]  # each place is there once
         tile_grads = grads
         if grads.head_VH is not None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.collaborative.token_reward import token_rewards
+from ilrec.collaborative.token_reward import continuations, token_rewards
 from ilrec.config import write_text
 from ilrec.data.batches import EpochLoader, TokenBudgetSampler
 from ilrec.errors import InputError
@@ -28,18 +28,23 @@ from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batche
 from ilrec.training.zero3 import check_saved
 
 
-class RewardCollator:
-    """Adds the collaborative filter's token rewards (method.md, step 4) to a collated batch."""
+class ContinuationCollator:
+    """Adds to a collated batch the tokens that continue an item at each target's place, and the collaborative filter's rewards
+    of them (method.md, step 4), which are 0 without a filter."""
 
-    def __init__(self, collate: Callable[[Sequence[dict]], dict[str, Tensor]], sasrec: SASRec, trie: ItemTrie) -> None:
+    def __init__(self, collate: Callable[[Sequence[dict]], dict[str, Tensor]], sasrec: SASRec | None, trie: ItemTrie) -> None:
         self.collate, self.sasrec, self.trie = collate, sasrec, trie
 
     def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
         batch: dict[str, Any] = self.collate(samples)
         targets = [(sample["items"], place) for sample in samples
                    for place in range(len(sample["items"]) - sample["num_targets"], len(sample["items"]))]
-        probabilities_BI = self.sasrec.item_probabilities([items[:place] for items, place in targets])
-        batch["token_rewards"] = token_rewards(probabilities_BI, [int(items[place]) for items, place in targets], self.trie)
+        target_items = [int(items[place]) for items, place in targets]
+        if self.sasrec is None:
+            batch["token_rewards"] = continuations(target_items, self.trie)
+        else:
+            probabilities_BI = self.sasrec.item_probabilities([items[:place] for items, place in targets])
+            batch["token_rewards"] = token_rewards(probabilities_BI, target_items, self.trie)
         return batch
 
 

@@ -13,9 +13,10 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from ilrec.ops import triton_rows, triton_tiles  # noqa: E402
 
-TYPES = {"position_ptr": "*i32", "labels_ptr": "*i64", "offsets_ptr": "*i64", "count_ptr": "*i32", "last_id_ptr": "*i32",
+TYPES = {"position_ptr": "*i32", "allowed_ptr": "*u8",
+         "labels_ptr": "*i64", "offsets_ptr": "*i64", "count_ptr": "*i32", "last_id_ptr": "*i32",
          "beta": "fp32", "threshold": "fp32", "mu": "fp32", "share": "fp32", "inverse_temperature": "fp32"}
-FLAGS = ("NEGATIVES", "DISTIL", "REWARD", "CONTINUATIONS", "CANDIDATES", "LOGIT", "GRADIENT")
+FLAGS = ("NEGATIVES", "DISTIL", "REWARD", "CONTINUATIONS", "CANDIDATES", "LIMITED", "LOGIT", "GRADIENT")
 VARIANTS = [dict.fromkeys(FLAGS, True), dict.fromkeys(FLAGS, True) | {"CONTINUATIONS": False}, dict.fromkeys(FLAGS, False)]
 # tokens_ptr: rewards are int64 tokens, lists of negatives int32.
 KERNELS = [(triton_rows._row_kernel, "*i64"), (triton_tiles._fold_kernel, "*i32"), (triton_tiles._differentiate_kernel, "")]

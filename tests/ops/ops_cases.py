@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ilrec.ops import Objective, cross_layer_loss
 
 def objective(**changes: object) -> Objective:
     settings = dict(beta=1.0, distillation_weight=0.0, reward_weight=0.0, threshold="probability", alpha=0.5,
-                    max_negatives=0, distillation_target="ensemble", reward_tokens="negatives",
+                    negative_tokens="all", max_negatives=0, distillation_target="ensemble", reward_tokens="negatives",
                     reward_temperature=1.0)
     return Objective(**(settings | changes))  # type: ignore[arg-type]
 
@@ -49,6 +50,9 @@ def with_new_tokens(case: Case, *ids: int) -> Case:
 def run(case: Case, goal: Objective, backend: str = "row_slab", dtype: torch.dtype = torch.float64, device: str = "cpu",
         frozen: tuple[str, ...] = (), **options: Any) -> dict[str, Tensor]:
     """Loss, statistics and every gradient, moved back to float64."""
+    if case.get("candidates_V") is not None:
+        goal = dataclasses.replace(goal, negative_tokens="items")
+
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 

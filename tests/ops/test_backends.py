@@ -50,6 +50,7 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
     goal = objective(beta=draw(weights), distillation_weight=draw(weights), reward_weight=draw(weights),
                      threshold=draw(st.sampled_from(["probability", "logit"])), alpha=draw(st.sampled_from([1e-4, 0.5, 1.0, 3.0])),
                      max_negatives=draw(st.sampled_from([0, 1, 5, 400])), reward_temperature=draw(st.sampled_from([0.5, 2.0])),
+                     negative_tokens=draw(st.sampled_from(["all", "continuations"])),
                      reward_tokens=draw(st.sampled_from(["negatives", "continuations"])),
                      distillation_target=draw(st.sampled_from(["ensemble", "per_layer"])))
     return case, goal, draw(st.sampled_from([1, 3000, 10**8]))

@@ -33,6 +33,8 @@ GOALS = {
     "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
     "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
     "continuations": dataclasses.replace(FULL, reward_tokens="continuations", reward_temperature=0.7),
+    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
+    "limited and capped": objective(beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2),
     "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
 }
 
@@ -100,7 +102,7 @@ def test_ties_and_the_inclusive_threshold(cap: int) -> None:
     smallest = torch.arange(3, 33, 3)[: cap or None]
     logits, task = hidden @ head.T, fused.Task(case["labels_N"], goal, None, None, 1)
     at_label = logits.gather(1, case["labels_N"][:, None])[:, 0]
-    negatives = row_math._negatives(logits, logits, at_label, at_label, case["labels_N"], task)
+    negatives = row_math._negatives(logits, logits, at_label, at_label, case["labels_N"], task, 0)
     assert negatives.tokens_S[negatives.rows_S == 0].tolist() == smallest.tolist()
 
 

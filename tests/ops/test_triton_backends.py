@@ -29,6 +29,8 @@ GOALS = {
     "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
     "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
     "continuations": dataclasses.replace(FULL, reward_tokens="continuations", reward_temperature=0.7),
+    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
+    "limited and capped": objective(beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2),
     "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
 }
 

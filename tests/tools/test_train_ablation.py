@@ -13,14 +13,11 @@ import train_ablation
 from conftest import ROOT
 
 from ilrec.config import ObjectiveConfig
-from ilrec.model import CrossLayerMixin
-from ilrec.ops import Objective
+from ilrec.model import CrossLayerMixin, vocabulary_objective
 
 
 def task(labels_N):
-    config = ObjectiveConfig(beta=0.1)
-    objective = Objective(**{name: getattr(config, name) for name in Objective.__dataclass_fields__})
-    return SimpleNamespace(objective=objective, candidate_ids_C=None, labels_N=labels_N)
+    return SimpleNamespace(objective=vocabulary_objective(ObjectiveConfig(beta=0.1)), candidate_ids_C=None, labels_N=labels_N)
 
 
 def test_random_negatives_are_as_many_distinct_and_never_the_label():
@@ -28,8 +25,8 @@ def test_random_negatives_are_as_many_distinct_and_never_the_label():
     z_NC, ze_NC = torch.randn(50, 40), torch.randn(50, 40)
     labels_N = torch.randint(40, (50,))
     label_z_N, label_ze_N = (x.gather(1, labels_N[:, None])[:, 0] for x in (z_NC, ze_NC))
-    hard = train_ablation.propose(z_NC, ze_NC, label_z_N, label_ze_N, labels_N, task(labels_N))
-    drawn = train_ablation.random_negatives(z_NC, ze_NC, label_z_N, label_ze_N, labels_N, task(labels_N))
+    hard = train_ablation.propose(z_NC, ze_NC, label_z_N, label_ze_N, labels_N, task(labels_N), 0)
+    drawn = train_ablation.random_negatives(z_NC, ze_NC, label_z_N, label_ze_N, labels_N, task(labels_N), 0)
     assert torch.equal(drawn.counts_N, hard.counts_N) and torch.equal(drawn.rows_S, hard.rows_S)
     pairs = list(zip(drawn.rows_S.tolist(), drawn.tokens_S.tolist(), strict=True))
     assert len(set(pairs)) == len(pairs) > 100
