@@ -28,6 +28,7 @@ from transformers import (
 from ilrec.config import ModelConfig
 from ilrec.errors import InputError
 from ilrec.model_source import ModelSource
+from ilrec.portable import make_portable
 
 # Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
 # a prompt and of titles in pieces; semantic-ID tokens come on top.
@@ -49,6 +50,7 @@ def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed
         model, tokenizer = _from_gguf(Path(config.model))
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
+    make_portable(beside)
     os.replace(beside, directory)
 
 

@@ -15,9 +15,10 @@ ALLOWED = {
     "ranking.results": set(), "ranking.candidates": {"ranking.metrics"},
     "ranking.beam_search": {"items"},
     "data": {"config", "items"}, "collaborative": {"config", "items", "ranking.candidates"}, "model_source": {"config"},
-    "base_model": {"config", "model_source"}, "vocabulary_head": set(), "merging": {"config", "model_source", "training"},
+    "portable": {"config"}, "base_model": {"config", "model_source", "portable"}, "vocabulary_head": set(),
+    "merging": {"config", "model_source", "portable", "training"},
     "model": {"config", "ops", "vocabulary_head"},
-    "entry": set(), "training": {"config", "ops", "items", "data", "collaborative", "model"},
+    "entry": set(), "training": {"config", "ops", "items", "data", "collaborative", "model", "portable"},
 }
 ONLY_IN = {"deepspeed": {"training.zero3"}, "triton": {"ops.triton_math", "ops.triton_rows", "ops.triton_tiles"}}
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

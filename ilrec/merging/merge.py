@@ -29,6 +29,7 @@ from ilrec.merging.plan import MergedTensor, Plan, make_plan
 from ilrec.merging.rows import RowMerger, blocks
 from ilrec.merging.sources import MergeSource
 from ilrec.merging.tensor_files import NAMES, TensorWriter, read_tensors
+from ilrec.portable import make_portable
 from ilrec.training.checkpoints import size_and_digest
 
 RECORD = "MERGE.json"
@@ -70,6 +71,7 @@ def merge(source: MergeSource, output: Path, *, dtype: str | None = None, worker
         write_generation_config(source.base, beside)
         # Last: a directory without config.json is no model for anyone.
         write_text(beside / "config.json", json.dumps(merged_config(config, plan, dtype), indent=2) + "\n")
+        make_portable(beside)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

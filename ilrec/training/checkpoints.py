@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from ilrec.config import read_json, write_text
 from ilrec.errors import InputError
+from ilrec.portable import make_portable
 
 MANIFEST = "manifest.json"
 STAGING = ".saving"
@@ -67,11 +68,15 @@ def forget_unfinished(output_dir: str | Path) -> None:
 
 
 def publish(output_dir: str | Path, name: str, facts: Mapping[str, Any]) -> None:
-    """Called by every rank once it has written its part of `.saving/NAME`: flush, describe, rename to OUTPUT_DIR/NAME.
+    """Called by every rank once it has written its part of `.saving/NAME`: make it readable for older servers,
+    flush, describe, rename to OUTPUT_DIR/NAME.
 
     facts: what the manifest holds beside the files.
     """
     directory = staging(output_dir) / name
+    _barrier()
+    if _rank() == 0:
+        make_portable(directory)
     _barrier()
     files = _shared_work(_relative_files(directory), lambda file: _flushed_digest(directory / file))
     if _rank() == 0:
