@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import yaml
 
 from ilrec.errors import InputError
+from ilrec.outputs import whole_file
 
 
 def setting(default: Any, help: str) -> Any:
@@ -39,11 +39,15 @@ def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     _require(value in choices, name, value, "one of " + ", ".join(choices))
 
 
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
 @dataclass
 class ModelConfig:
     """The causal LM, its adapter and its new tokens."""
 
     model: str = setting("", "model directory, hub name, .gguf file, or the final/ of an earlier stage (adapter or full)")
+    base: str = setting("", "the adapter's base model, where it has moved from the place that the adapter records")
     init: dict | None = setting(None, "make a model from scratch instead: Hugging Face config fields of a Llama")
     adapter: str = setting("lora", "lora: train low-rank adapters; none: train all parameters")
     lora_rank: int = setting(16, "rank of the low-rank updates")
@@ -58,10 +62,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _one_of("adapter", self.adapter, ("lora", "none"))
-        _one_of("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        _one_of("dtype", self.dtype, DTYPES)
         _require(self.lora_rank > 0, "lora_rank", self.lora_rank, "a positive number")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share in [0, 1)")
         _require(self.init is None or not self.model, "init", self.init, "init or model, not both")
+        has_no_base = self.init is not None or self.model.endswith(".gguf")
+        _require(not (self.base and has_no_base), "base", self.base, "none, because the model to start from is no adapter")
 
 
 @dataclass
@@ -220,7 +226,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give --config a recipe, for example ilrec/recipes/stage1.yaml") from None
+        raise InputError(f"{path}: no such file; expected a YAML file of `field: value` lines") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -321,10 +327,8 @@ def write_yaml(path: str | Path, config: TrainConfig) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:

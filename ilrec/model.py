@@ -198,9 +198,11 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
 
 
 def load_adapter(model: PreTrainedModel, directory: str | Path, is_trainable: bool) -> PeftModel:
-    """An adapter on its base. InputError when its tensors do not fit the base or are missing."""
+    """An adapter on its base, whose place it records from now on. InputError when its tensors do not fit the base or are missing."""
     try:
-        return _saved_without_embeddings(PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable))
+        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
+        adapted.active_peft_config.base_model_name_or_path = model.config.name_or_path  # it may have moved
+        return _saved_without_embeddings(adapted)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:400]
         raise InputError(f"{directory}: this adapter does not load on {model.config.name_or_path}: {reason}") from error

@@ -27,7 +27,10 @@ class ModelSource:
 
 
 def find_model(name: str, base: str = "") -> ModelSource:
-    """What `model:` means. An adapter directory brings its base along; `base` overrides the recorded place."""
+    """What `model:` means. An adapter directory brings its base along; `base` overrides the recorded place.
+
+    Raises InputError where something is missing, and for a `base` without an adapter.
+    """
     path = Path(name)
     if (path / "adapter_config.json").exists():
         recorded = find_base(path / "adapter_config.json", base)
@@ -40,6 +43,8 @@ def find_model(name: str, base: str = "") -> ModelSource:
                          "expected a Hugging Face model directory or the final/ of a finished run")
     if not path.exists() and _looks_local(name):
         raise InputError(f"model: no such directory: {name}; train the earlier stage first, or name a model directory")
+    if base:
+        raise InputError(f"--base: {base!r} is for an adapter, and {name} is a full model; leave --base out, or name the adapter")
     return ModelSource(base=name)
 
 

@@ -5,13 +5,12 @@
 
 --model is the final/ of a run (adapter or full model) or a merged model. Writes ranking.json beside the model's weights,
 or where --output says: metrics, and the protocol that they were measured under; and ranking.npy, the target's rank for each user.
-Each user, or each of --num_users, is ranked exactly once.
+Older ones are replaced, both or neither. Each user, or each of --num_users, is ranked exactly once.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -29,19 +28,21 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ilrec.base_model import load_base, load_tokenizer
-from ilrec.config import CANDIDATES, DataConfig, ModelConfig, read_yaml
+from ilrec.config import CANDIDATES, DTYPES, DataConfig, ModelConfig, build_section, read_yaml
 from ilrec.data.collators import PromptCollator
 from ilrec.data.samples import EvaluationSamples
 from ilrec.data.task import item_trie, load_task
 from ilrec.entry import rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
+from ilrec.merging.sources import check_source
 from ilrec.model import add_item_tokens, load_adapter
 from ilrec.model_source import find_model
 from ilrec.ranking.beam_search import trie_beam_search
 from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
 from ilrec.ranking.metrics import ranking_metrics, ranks_from_lists
-from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
+from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, write_ranking
+from ilrec.ranking.score_head import score_in_float32
 
 logger = logging.getLogger("ilrec.rank")
 SECONDS_BETWEEN_PROGRESS = 10
@@ -58,7 +59,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
     parser.add_argument("--num_users", type=int, default=0, help="only so many users, evenly spread over the data's; 0: all")
     parser.add_argument("--base", default="", help="the adapter's base model, where it has moved")
-    parser.add_argument("--output", help="where to write (default: MODEL/ranking.json)")
+    parser.add_argument("--dtype", choices=DTYPES, default=ModelConfig().dtype,
+                        help="of the weights; auto: bfloat16 on CUDA, float32 on the CPU. Logits and scores are float32")
+    parser.add_argument("--output", help="where to write; what is there is replaced (default: MODEL/ranking.json)")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -68,27 +71,36 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def load_trained(directory: str, base: str, device: torch.device, trust_remote_code: bool = False,
-                 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    source = find_model(directory, base)
-    tokenizer = load_tokenizer(source, trust_remote_code)
-    base_model = load_base(source, ModelConfig(model=directory, trust_remote_code=trust_remote_code))
+def load_trained(config: ModelConfig, device: torch.device) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Model and tokenizer, ready to rank: its logits are float32."""
+    source = find_model(config.model, config.base)
+    check_source(source)
+    tokenizer = load_tokenizer(source, config.trust_remote_code)
+    base_model = load_base(source, config)
     add_item_tokens(base_model, tokenizer)
     model = load_adapter(base_model, source.adapter, is_trainable=False) if source.adapter else base_model
-    return torch.nn.Module.to(model, device).eval(), tokenizer
+    torch.nn.Module.to(model, device).eval()
+    score_in_float32(model)
+    return model, tokenizer
 
 
 def data_config(model_directory: str, data: str | None) -> DataConfig:
     """The data settings that the model was trained with; `data` overrides the place, not the rendering."""
     path = Path(model_directory) / "ilrec.yaml"
-    recorded = read_yaml(path) if path.exists() else None
-    if recorded is None:
+    if not path.exists():
         raise InputError(f"{model_directory}: no ilrec.yaml in it, so how it renders users and items is unknown; "
                          "give the final/ of a run, or what tools/merge_lora.py wrote")
-    fields = {f.name: recorded[f.name] for f in dataclasses.fields(DataConfig) if f.name in recorded}
+    known = DataConfig.__dataclass_fields__
+    fields = {name: (value, str(path)) for name, value in read_yaml(path).items() if name in known}
+    if data:
+        fields["data"] = (data, "--data")
     index = Path(model_directory) / "item_index.json"
-    fields |= {"data": data or recorded["data"], "semantic_ids": str(index) if index.exists() else fields["semantic_ids"]}
-    return DataConfig(**fields)
+    if index.exists():
+        fields["semantic_ids"] = (str(index), str(path))
+    config = build_section(DataConfig, fields)
+    if not config.data:
+        raise InputError(f"{path}: data: not set; give --data DIR")
+    return config
 
 
 @torch.inference_mode()
@@ -115,11 +127,15 @@ def rank_users(model: torch.nn.Module, samples: EvaluationSamples, trie: ItemTri
         ranks.append(ranks_from_lists(items_BK, scores_BK.cpu(), batch["target_item"]))
         if rank() == 0 and time.monotonic() - spoke > SECONDS_BETWEEN_PROGRESS:
             spoke = time.monotonic()
-            num_done = sum(len(r) for r in ranks)
-            rate = num_done / (spoke - started)
-            logger.info("%d of %d users, %.1f users/s, %.0f s left", num_done * world_size(), len(samples),
-                        rate * world_size(), (len(mine) - num_done) / rate)
+            logger.info("%s", progress(sum(len(r) for r in ranks), len(mine), len(samples), spoke - started))
     return _gather(torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64), torch.from_numpy(order))
+
+
+def progress(num_done: int, num_mine: int, num_users: int, seconds: float) -> str:
+    """A line of the log. Shares of the ranks differ by a user, so that this one's share that is done stands for all."""
+    share = num_done / num_mine
+    num_ranked = int(share * num_users)
+    return f"{num_ranked} of {num_users} users, {num_ranked / seconds:.1f} users/s, {seconds / share - seconds:.0f} s left"
 
 
 def _gather(ranks: Tensor, order: Tensor) -> Tensor:
@@ -154,10 +170,14 @@ def start_processes() -> torch.device:
 
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
+    output = Path(arguments.output or Path(arguments.model) / "ranking.json")
+    if rank() == 0:  # it alone writes, and the launcher ends the others
+        check_ranking(output)
     config = data_config(arguments.model, arguments.data)
     task = load_task(config)
     device = start_processes()
-    model, tokenizer = load_trained(arguments.model, arguments.base, device, arguments.trust_remote_code)
+    model, tokenizer = load_trained(ModelConfig(model=arguments.model, base=arguments.base, dtype=arguments.dtype,
+                                                trust_remote_code=arguments.trust_remote_code), device)
     builder = task.sample_builder(tokenizer)
     trie = item_trie(builder).to(device)
     users = evenly_spread(arguments.num_users, len(task.dataset.sequences))
@@ -167,10 +187,12 @@ def main(argv: list[str]) -> None:
     metrics = ranking_metrics(ranks, tuple(k for k in CUTOFFS if k <= arguments.num_beams))
     protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks), "candidates": candidates,
                 "num_items": task.dataset.num_items, "num_beams": arguments.num_beams, "data": config.data,
-                "checkpoint": str(Path(arguments.model).resolve()), "dtype": str(model.dtype).split(".")[-1]}
+                "checkpoint": str(Path(arguments.model).resolve()), "dtype": str(model.dtype).split(".")[-1], "score_dtype": "float32"}
     if rank() == 0:
-        write_ranking(arguments.output or Path(arguments.model) / "ranking.json", metrics, protocol, ranks)
-        print(format_table({Path(arguments.model).parent.name or arguments.model: metrics}, tuple(metrics)), flush=True)
+        try:
+            write_ranking(output, metrics, protocol, ranks)
+        finally:  # also what cannot be written is said
+            print(format_table({Path(arguments.model).parent.name or arguments.model: metrics}, tuple(metrics)), flush=True)
 
 
 if __name__ == "__main__":

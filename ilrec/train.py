@@ -48,9 +48,11 @@ from ilrec.data.task import RecommendationTask, item_trie, load_task
 from ilrec.entry import environment, rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.merging.fingerprint import weights_fingerprint
+from ilrec.merging.sources import check_source
 from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter, vocabulary_objective
 from ilrec.model_source import ModelSource, find_model, local_directory
 from ilrec.ops.backends import why_unavailable
+from ilrec.outputs import check_directory
 from ilrec.training import zero3
 from ilrec.training.checkpoints import (
     RunLock,
@@ -182,7 +184,9 @@ def base_facts(source: ModelSource) -> dict[str, Any]:
 def find_source(config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments) -> ModelSource:
     """The model to start from; one from scratch or from GGUF is first written as a directory, by one process."""
     if not is_materialised(config.model):
-        return find_model(config.model.model)
+        source = find_model(config.model.model, config.model.base)
+        check_source(source)
+        return source
     directory = Path(config.training.output_dir) / "base"
     texts = (task.prompt.item_text(item) for item in range(task.dataset.num_items))
     with arguments.main_process_first(local=False), zero3.unsharded(arguments):
@@ -224,6 +228,8 @@ def log_sizes(model: torch.nn.Module, samples: Sized, task: RecommendationTask) 
 def train(argv: list[str]) -> int:
     """The exit status: 0, or STOPPED where a signal ended the run after a checkpoint."""
     config, ds_path = parse_arguments(argv)
+    if rank() == 0:  # it alone makes the directory, and the launcher ends the others
+        check_directory(config.training.output_dir)
     ds_config = None
     if ds_path:
         zero3.prepare_environment()
@@ -231,7 +237,7 @@ def train(argv: list[str]) -> int:
         ds_config = zero3.read_ds_config(ds_path, config.flat(), choose_dtype(config.model.dtype), world_size())
     task = load_task(config.data)
     if not is_materialised(config.model):
-        find_model(config.model.model)  # a wrong path is said before anything starts
+        find_model(config.model.model, config.model.base)  # a wrong path is said before anything starts
     arguments = training_arguments(config, ds_config)
     unavailable = why_unavailable(config.objective.backend, arguments.device, torch.float32)
     if unavailable:

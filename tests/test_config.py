@@ -69,7 +69,7 @@ def test_mistakes(tmp_path, text, overrides, message):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(InputError, match="no such file; give --config a recipe"):
+    with pytest.raises(InputError, match="no such file; expected a YAML file"):
         load_config(tmp_path / "none.yaml", GIVEN)
     (tmp_path / "bad.json").write_text('{"a": }')
     with pytest.raises(InputError, match=r"bad.json:1:7: not valid JSON"):

@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ilrec"
-BELOW = {"errors"}
+BELOW = {"errors", "outputs"}
 ALLOWED = {
-    "errors": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(),
+    "errors": set(), "outputs": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(),
     "ranking.results": set(), "ranking.candidates": {"ranking.metrics"},
-    "ranking.beam_search": {"items"},
+    "ranking.beam_search": {"items"}, "ranking.score_head": {"ops", "vocabulary_head"},
     "data": {"config", "items"}, "collaborative": {"config", "items", "ranking.candidates"}, "model_source": {"config"},
     "portable": {"config"}, "base_model": {"config", "model_source", "portable"}, "vocabulary_head": set(),
     "merging": {"config", "model_source", "portable", "training"},

@@ -34,6 +34,7 @@ from ilrec.entry import environment, run_entry
 from ilrec.errors import InputError
 from ilrec.ops import STATS, Objective, cross_layer_loss
 from ilrec.ops.row_slab import default_slab_bytes
+from ilrec.outputs import check_directory
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {"dtype": "float32", "num_tokens": "64,256,1024", "vocab_size": 32000, "hidden_size": 576},
@@ -275,7 +276,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 
 def main(argv: list[str]) -> None:
     arguments = read_arguments(argv)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    check_directory(arguments.output)
     plan = make_plan(arguments)
     say(f"ceilings: {plan.ceilings.bytes_per_second / 1e9:.1f} GB/s copied, {plan.ceilings.flops_per_second / 1e9:.1f} GFLOP/s")
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}

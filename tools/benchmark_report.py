@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from ilrec.config import write_text
+from ilrec.outputs import whole_file
 
 LIBRARIES = ("liger-kernel", "cut-cross-entropy")
 COLUMNS = ("contestant", "computes", "forward ms", "fwd+bwd ms", "p20 - p80", "memory MiB", "time / row_slab", "memory / row_slab",
@@ -169,7 +170,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     panels[0].legend(fontsize=8)
     figure.suptitle(f"{report['environment']['device']}, {report['settings']['dtype']}, V = {report['settings']['vocab_size']}, "
                     f"H = {report['settings']['hidden_size']}, K = {report['settings']['num_layers']}")
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=130)
     plt.close(figure)
 
 

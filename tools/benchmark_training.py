@@ -47,6 +47,7 @@ from ilrec.entry import environment, run_entry
 from ilrec.errors import InputError
 from ilrec.model import add_adapter, attach_objective
 from ilrec.ops import STATS
+from ilrec.outputs import check_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("sft", "stage1", "stage2")
@@ -261,6 +262,7 @@ def main(argv: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.size == "8b" and device.type == "cpu":
         raise InputError("--size 8b: needs a CUDA device with 40 GiB or more; on a CPU take --size 135m")
+    check_directory(arguments.output)
     model = make_model(arguments, device)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {arguments.batch_size} samples of {arguments.tokens} tokens")
     cases = [measure_case(arguments, model, count, device) for count in arguments.supervised]

@@ -22,6 +22,7 @@ from ilrec.entry import run_entry
 from ilrec.errors import InputError
 from ilrec.items.quantizer import codebook_use, residual_kmeans
 from ilrec.items.semantic_ids import format_codes, resolve_collisions, write_semantic_ids
+from ilrec.outputs import check_file
 
 logger = logging.getLogger("ilrec.semantic_ids")
 
@@ -41,12 +42,13 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data directory (LC-Rec JSON or RecBole atomic files)")
     parser.add_argument("--embeddings", required=True, type=Path, help=".npy array [items, dims]")
-    parser.add_argument("--output", required=True, type=Path, help="index file to write (*.index.json)")
+    parser.add_argument("--output", required=True, type=Path, help="index file to write (*.index.json), in place of an older one")
     parser.add_argument("--num_levels", type=int, default=3, help="codes per item")
     parser.add_argument("--codebook_size", type=int, default=64, help="codes per level")
     parser.add_argument("--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    check_file(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)
     embeddings_ID = read_embeddings(arguments.embeddings, dataset.num_items)
     codes_IL = residual_kmeans(embeddings_ID, arguments.num_levels, arguments.codebook_size, arguments.seed)

@@ -30,6 +30,7 @@ from experiment_grid import Grid
 from report import read_steps
 
 from ilrec.config import read_json, write_text
+from ilrec.outputs import whole_file
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "ndcg@20")
 COMPARED = ("ndcg@10", "hit@10")
@@ -221,7 +222,8 @@ def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=130)
     plt.close(figure)
 
 

@@ -22,6 +22,7 @@ from ilrec.errors import InputError
 from ilrec.merging.inspection import describe
 from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
+from ilrec.outputs import check_new
 
 logger = logging.getLogger("ilrec.merge_lora")
 
@@ -29,7 +30,7 @@ logger = logging.getLogger("ilrec.merge_lora")
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", help="final/ or checkpoint-N of a LoRA run, or any peft adapter directory")
-    parser.add_argument("--output", type=Path, help="model directory to write")
+    parser.add_argument("--output", type=Path, help="model directory to write; new or empty")
     parser.add_argument("--base", default="", help="base model, where it is no longer at the recorded place")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what to write (default: as the base, per tensor)")
     parser.add_argument("--workers", type=int, help="threads (default: one per core, at most 8)")
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> None:
     if arguments.inspect:
         print(describe(arguments.inspect), flush=True)
         return
+    check_new(arguments.output)
     begun = time.monotonic()
     with open_source(arguments.adapter, arguments.base) as source:
         merged = merge(source, arguments.output, dtype=arguments.dtype, workers=arguments.workers)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -27,9 +26,10 @@ from ilrec.data.dataset import MIN_ITEMS_PER_USER, InteractionDataset
 from ilrec.data.importers import PRESETS, BadLines, Columns, read_files, read_titles
 from ilrec.data.interactions import read_interactions
 from ilrec.data.preparation import Filters, format_statistics, prepare, statistics, with_titles
-from ilrec.data.prepared import check_new, new_directory, write_prepared
+from ilrec.data.prepared import new_directory, write_prepared
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
+from ilrec.outputs import check_new
 
 logger = logging.getLogger("ilrec.prepare")
 
@@ -71,13 +71,10 @@ def named_columns(arguments: argparse.Namespace) -> Columns:
 
 def check_paths(arguments: argparse.Namespace) -> None:
     """What would otherwise be found out after an hour of reading."""
+    check_new(arguments.output)
     for path in (*arguments.interactions, *filter(None, [arguments.items])):
         if not path.exists():
             raise InputError(f"{path}: no such file or directory")
-    check_new(arguments.output)
-    parent = next(path for path in arguments.output.resolve().parents if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{arguments.output}: cannot be written, {parent} is not a directory that you may write to; name another")
 
 
 def named_filters(arguments: argparse.Namespace) -> Filters:
@@ -135,8 +132,10 @@ def main(argv: list[str]) -> None:
     about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv], "statistics": found}
     if not directory:
         about["filters"] = dataclasses.asdict(named_filters(arguments)) | {"min_rating": arguments.min_rating}
-    write(dataset, arguments.output, about, sorted(directory.glob("*.index.json")) if directory else [])
-    print(format_statistics(found), flush=True)
+    try:
+        write(dataset, arguments.output, about, sorted(directory.glob("*.index.json")) if directory else [])
+    finally:
+        print(format_statistics(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from ilrec.config import write_text
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
+from ilrec.outputs import check_directory
 
 # RecBole's wheel carries MovieLens-100k with titles (GroupLens' terms of use). The sum is the registry's for this release.
 WHEEL, WHEEL_SHA256 = "recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -132,6 +133,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--trial", action="store_true", help="two optimizer steps per stage: does everything run?")
     arguments = parser.parse_args(argv)
     output = arguments.output.resolve()
+    check_directory(output)
     run = Quickstart(output)
     data = fetch_movielens(output, arguments.wheel)
     python = [sys.executable]

@@ -34,7 +34,7 @@ from ilrec.entry import run_entry
 from ilrec.errors import InputError
 from ilrec.ranking.candidates import choose_candidates, rank_by_scores
 from ilrec.ranking.metrics import ranking_metrics
-from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
+from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, write_ranking
 
 logger = logging.getLogger("ilrec.baselines")
 METHODS = ("popularity", "item_knn", "sasrec")
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--data", required=True, help="data directory")
-    parser.add_argument("--output", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file to write, in place of an older one")
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--candidates", choices=CANDIDATES, default="auto", help="as of ilrec/rank.py")
     parser.add_argument("--sasrec", default="", help="directory that tools/train_sasrec.py wrote, for --method sasrec")
@@ -104,16 +104,19 @@ def main(argv: list[str]) -> None:
         if name not in known:
             raise InputError(f"command line: unknown field {name!r} for --method {arguments.method}{nearest(name, known)}")
     config = build_section(ItemKNNConfig, {name: (value, "command line") for name, value in fields.items()})
+    check_ranking(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)
     scorer = {"popularity": lambda: popularity(dataset), "item_knn": lambda: item_knn(dataset, config),
               "sasrec": lambda: sasrec(dataset, arguments.sasrec)}[arguments.method]()
     candidates = choose_candidates(arguments.candidates, dataset.sequences)
     ranks = rank_by_scores(*dataset.evaluation(arguments.split), scorer, candidates)
     metrics = ranking_metrics(ranks, CUTOFFS)
-    write_ranking(arguments.output, metrics, {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks),
-                                              "candidates": candidates, "num_items": dataset.num_items,
-                                              "method": arguments.method} | fields, ranks)
-    print(format_table({arguments.method: metrics}, tuple(metrics)), flush=True)
+    protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks), "candidates": candidates,
+                "num_items": dataset.num_items, "method": arguments.method} | fields
+    try:
+        write_ranking(arguments.output, metrics, protocol, ranks)
+    finally:  # also what cannot be written is said
+        print(format_table({arguments.method: metrics}, tuple(metrics)), flush=True)
 
 
 if __name__ == "__main__":

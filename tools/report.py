@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ilrec.config import read_json
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
+from ilrec.outputs import check_file, whole_file
 from ilrec.ranking.results import format_table
 
 COLUMNS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
@@ -44,6 +45,14 @@ def read_steps(run: Path) -> list[dict]:
         raise InputError(f"{path}: no such file; --run takes the output_dir of ilrec/train.py")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if "loss" in line]
+
+
+def check_picture(path: Path) -> None:
+    """InputError where the picture could not be written; its suffix says which kind it is."""
+    kinds = plt.gcf().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise InputError(f"--output: {path}: expected a name that ends in one of {', '.join(sorted(kinds))}")
+    check_file(path)
 
 
 def draw(rows: dict[str, dict[str, float]], runs: dict[str, list[dict]], path: Path) -> None:
@@ -71,19 +80,23 @@ def draw(rows: dict[str, dict[str, float]], runs: dict[str, list[dict]], path: P
     bars.set_xticks(range(len(rows)), list(rows), rotation=20)
     bars.set(title="Full-catalogue ranking, test users")
     bars.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=130)
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rank", nargs="+", required=True, metavar="NAME=FILE", help="ranking.json of each row")
     parser.add_argument("--run", nargs="*", default=[], metavar="NAME=DIR", help="run directories, in training order")
-    parser.add_argument("--output", required=True, type=Path, help="PNG to write")
+    parser.add_argument("--output", required=True, type=Path, help="picture to write, in place of an older one: .png, .pdf, .svg, ...")
     arguments = parser.parse_args(argv)
+    check_picture(arguments.output)
     rows = {name: read_json(path)["metrics"] for name, path in named(arguments.rank).items()}
     runs = {name: read_steps(path) for name, path in named(arguments.run).items()}
-    draw(rows, runs, arguments.output)
-    print(format_table(rows, COLUMNS))
+    try:
+        draw(rows, runs, arguments.output)
+    finally:  # also what cannot be written is said
+        print(format_table(rows, COLUMNS), flush=True)
     print(f"picture: {arguments.output}", flush=True)
 
 

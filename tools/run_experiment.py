@@ -36,13 +36,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark_report import device_name
 from experiment_grid import Grid, Row, read_grid
-from experiment_table import Result, write_report
+from experiment_table import Result, metrics_table, write_report
 
 from ilrec.config import DataConfig, read_json, write_text
 from ilrec.data.dataset import fingerprint_of
 from ilrec.data.interactions import read_interactions
 from ilrec.entry import environment, run_entry
 from ilrec.errors import InputError
+from ilrec.outputs import check_directory
 
 SECONDS_TO_END = 30  # between asking a command to end and ending it
 Execute = Callable[[list[str], Path], int]
@@ -320,6 +321,9 @@ def main(argv: list[str], execute: Execute = run_command) -> None:
         if name not in grid.rows:
             raise InputError(f"--only: no row {name!r} in {grid.path}; it has {', '.join(grid.listed)}")
     output = (arguments.output or Path("runs") / grid.path.stem).resolve()
+    report = arguments.report or output
+    for directory in [] if arguments.list else [output, report]:
+        check_directory(directory)
     experiment = Experiment(Plan(grid, output), execute)
     steps = needed_for(experiment.plan.steps, arguments.only or grid.listed)
     if arguments.list:
@@ -330,7 +334,8 @@ def main(argv: list[str], execute: Execute = run_command) -> None:
     failures = experiment.run(steps, arguments.keep_going)
     results = experiment.results()
     if results:
-        written = write_report(grid, results, arguments.report or output, argv)
+        print(metrics_table(results), flush=True)
+        written = write_report(grid, results, report, argv)
         experiment.say(f"table and picture: {written}")
     if failures:
         raise InputError("\n".join(failures))

@@ -33,6 +33,7 @@ from ilrec.data.samples import IGNORE_INDEX, SampleBuilder, TrainingSamples
 from ilrec.data.task import load_task
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
+from ilrec.outputs import check_directory
 from ilrec.train import (
     add_tokens,
     base_facts,
@@ -93,7 +94,7 @@ def response_logps(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     logits_GTV = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits[:, :-1]
     labels_GT = inputs["labels"][:, 1:]
     # Minus the cross-entropy of each token, 0 where there is no label.
-    losses = F.cross_entropy(logits_GTV.flatten(0, 1), labels_GT.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    losses = F.cross_entropy(logits_GTV.flatten(0, 1).float(), labels_GT.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
     return -losses.view_as(labels_GT).sum(1)
 
 
@@ -106,6 +107,7 @@ def main(argv: list[str]) -> None:
     config = load_config(own.config, parse_overrides(rest))
     if own.num_rejected < 1 or own.dpo_beta <= 0:
         raise InputError(f"--num_rejected and --dpo_beta: expected positive numbers, got {own.num_rejected} and {own.dpo_beta}")
+    check_directory(config.training.output_dir)
     task = load_task(config.data)
     arguments = training_arguments(config, None)
     write_run_directory(config, None, argv, task)

@@ -12,6 +12,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ilrec.data.dataset import InteractionDataset
 from ilrec.data.interactions import read_interactions
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
+from ilrec.outputs import check_directory
 from ilrec.ranking.candidates import choose_candidates, rank_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
@@ -42,35 +44,37 @@ def sasrec_config(path: str | None, overrides: dict) -> SASRecConfig:
     return build_section(SASRecConfig, values)
 
 
-def measure(dataset: InteractionDataset, score, name: str, output: Path) -> dict[str, float]:
-    """`score(histories) -> [B, I]` on every test user against the full catalogue."""
+def measure(dataset: InteractionDataset, score, name: str) -> tuple[dict[str, float], dict[str, Any], torch.Tensor]:
+    """`score(histories) -> [B, I]` on every test user against the full catalogue: metrics, protocol and ranks, for write_ranking."""
     candidates = choose_candidates("auto", dataset.sequences)
     ranks = rank_by_scores(*dataset.evaluation("test"), score, candidates)
-    metrics = ranking_metrics(ranks, CUTOFFS)
-    write_ranking(output, metrics, {"catalogue": "full ranking", "split": "test", "num_users": len(ranks), "candidates": candidates,
-                                    "num_items": dataset.num_items, "method": name}, ranks)
-    return metrics
+    return ranking_metrics(ranks, CUTOFFS), {"catalogue": "full ranking", "split": "test", "num_users": len(ranks),
+                                             "candidates": candidates, "num_items": dataset.num_items, "method": name}, ranks
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     parser.add_argument("--data", required=True, help="data directory (LC-Rec JSON or RecBole atomic files)")
-    parser.add_argument("--output", required=True, type=Path, help="directory to write")
+    parser.add_argument("--output", required=True, type=Path, help="directory to write; what an earlier run left is replaced")
     parser.add_argument("--config", help="YAML file with SASRecConfig fields")
     parser.add_argument("--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter")
     arguments, rest = parser.parse_known_args(argv)
     config = sasrec_config(arguments.config, parse_overrides(rest))
+    check_directory(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)
     training = dataset.training_sequences()
     model = train_sasrec(training, dataset.num_items, config, dataset.evaluation("valid"), logger.info)
-    model.save(arguments.output)
-    np.save(arguments.output / "item_embeddings.npy", model.item_embeddings().detach().cpu().numpy())
     popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items), dtype=torch.float32)
-    rows = {"popularity": measure(dataset, lambda h: popularity_I.expand(len(h), -1), "popularity",
-                                  arguments.output / "popularity.json"),
-            "SASRec": measure(dataset, model.item_probabilities, "SASRec", arguments.output / "ranking.json")}
-    print(format_table(rows, tuple(rows["SASRec"])), flush=True)
+    popularity = measure(dataset, lambda h: popularity_I.expand(len(h), -1), "popularity")
+    sasrec = measure(dataset, model.item_probabilities, "SASRec")
+    try:
+        model.save(arguments.output)
+        np.save(arguments.output / "item_embeddings.npy", model.item_embeddings().detach().cpu().numpy())
+        write_ranking(arguments.output / "popularity.json", *popularity)
+        write_ranking(arguments.output / "ranking.json", *sasrec)
+    finally:  # also what cannot be written is said
+        print(format_table({"popularity": popularity[0], "SASRec": sasrec[0]}, tuple(sasrec[0])), flush=True)
 
 
 if __name__ == "__main__":

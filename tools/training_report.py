@@ -14,6 +14,7 @@ matplotlib.use("Agg")  # no screen on a cluster
 import matplotlib.pyplot as plt
 
 from ilrec.config import write_text
+from ilrec.outputs import whole_file
 
 COLUMNS = ("contestant", "step s", "least - most", "time / sft", "peak MiB", "memory / sft", "tokens/s", "operation")
 
@@ -79,5 +80,6 @@ def draw(report: dict[str, Any], path: Path) -> None:
         panel.set(title=f"{what}, sft = 1")
     panels[0].legend(fontsize=8)
     figure.suptitle(f"{report['settings']['size']}, {report['environment']['device']}, {report['dtype']}")
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=130)
     plt.close(figure)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from ilrec.config import SASRecConfig, read_json, write_text
 from ilrec.errors import InputError
+from ilrec.outputs import whole_file
 from ilrec.ranking.candidates import choose_candidates, first_repeat
 
 PADDING = -1
@@ -122,10 +122,8 @@ class SASRec(nn.Module):
     def save(self, directory: str | Path) -> None:
         """Weights, then the configuration that makes them complete, each beside and renamed."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        beside = directory / f".{WEIGHTS}.{os.getpid()}.tmp"
-        save_file({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}, beside)
-        os.replace(beside, directory / WEIGHTS)
+        with whole_file(directory / WEIGHTS) as beside:
+            save_file({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}, beside)
         content = {"num_items": self.num_items, **dataclasses.asdict(self.config)}
         write_text(directory / CONFIG, json.dumps(content, indent=2) + "\n")
 

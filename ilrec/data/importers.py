@@ -270,7 +270,9 @@ class Progress:
 
 def _position(path: Path, header: Sequence[str], name: str) -> int:
     if name not in header:
-        raise InputError(f"{path}:1: expected a column {name!r}, found {', '.join(header)}; name the right one, as --user_column")
+        raise InputError(f"{path}:1: expected a column {name!r}, found {', '.join(header)}; name the right one with the "
+                         "option for it: --user_column, --item_column, --time_column, --rating_column, --title_item_column or "
+                         "--title_column")
     return list(header).index(name)
 
 

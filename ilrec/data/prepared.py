@@ -24,6 +24,7 @@ from ilrec.config import read_json, write_text
 from ilrec.data.dataset import InteractionDataset, fingerprint_of
 from ilrec.data.ragged import Ragged
 from ilrec.errors import InputError
+from ilrec.outputs import check_new
 
 USERS, ITEMS, MANIFEST = "users.arrow", "items.arrow", "dataset.json"
 FORMAT = 1
@@ -62,12 +63,6 @@ def write_prepared(dataset: InteractionDataset, directory: str | Path, about: di
                     "num_interactions": int(dataset.sequences.lengths.sum()),
                     "num_dropped_users": dataset.num_dropped_users, "about": about}
         write_text(beside / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-
-
-def check_new(directory: Path) -> None:
-    """InputError where `directory` exists and is not empty."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: exists already; expected a new or an empty directory: remove it or name another")
 
 
 @contextmanager

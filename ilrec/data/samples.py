@@ -28,6 +28,8 @@ from ilrec.errors import InputError
 IGNORE_INDEX = -100
 # Lengths are computed for this many users at once: what is held meanwhile does not grow with the data.
 USERS_AT_ONCE = 50_000
+# Characters of an item's text in a message: enough to find it by.
+MAX_SHOWN = 100
 
 
 class SampleBuilder:
@@ -51,14 +53,17 @@ class SampleBuilder:
             self.end = self.end if _one_begins_another(self.item_ids) else []
             self.separator = self.suffix = self.end + self.separator
         self.max_history_items = max_history_items
-        longest = int(self.item_ids.lengths.max())
+        longest_item = int(self.item_ids.lengths.argmax())
+        longest = int(self.item_ids.lengths[longest_item])
         num_fixed = len(self.prefix) + len(self.suffix) + longest + len(self.end)
         self.num_history_tokens = max_length - num_fixed
         # Each item with what follows it; nothing follows the last.
         self.num_window_tokens = max_length - len(self.prefix) + len(self.separator) - len(self.end)
         if self.num_history_tokens < longest:
-            raise InputError(f"max_length: {max_length} tokens cannot hold the prompt, one item of history and a "
-                             f"response; expected at least {num_fixed + longest} (longest item: {longest} tokens)")
+            raise InputError(f"max_length: {max_length} tokens cannot hold the prompt, one item of history and a response; the longest "
+                             f"item, number {longest_item} from 0 in catalogue order, has {longest} tokens: "
+                             f"{_shortened(prompt.item_text(longest_item))}. Make it shorter, or train with a max_length of "
+                             f"{num_fixed + longest} or more")
 
     def response_ids(self, item: int) -> list[int]:
         """The item's tokens and the end token, where there is one."""
@@ -108,6 +113,11 @@ class SampleBuilder:
             ids += response
             labels += response if place >= first else [IGNORE_INDEX] * len(response)
         return {"input_ids": ids, "labels": labels, "items": sequence[:end], "num_targets": end - first}
+
+
+def _shortened(text: str) -> str:
+    """An item's text in a message."""
+    return text.strip() if len(text) <= MAX_SHOWN else f"{text.strip()[:MAX_SHOWN]}..."
 
 
 def _one_begins_another(sequences: Ragged) -> bool:

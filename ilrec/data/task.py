@@ -63,7 +63,7 @@ def load_task(config: DataConfig) -> RecommendationTask:
     if config.item_format == "title":
         if dataset.titles is None:
             raise InputError(f"{config.data}: item_format is title, and the data has no titles: expected *.item.json or *.item; "
-                             "add it, or use item_format: semantic_id")
+                             "add it, or train with item_format: semantic_id")
         return RecommendationTask(config, dataset, TitlePrompt(dataset.titles, wording), None)
     path = Path(config.semantic_ids) if config.semantic_ids else _index_file(config.data)
     read = read_semantic_ids(path, dataset.item_ids)
@@ -78,7 +78,7 @@ def _index_file(directory: str) -> Path:
     found = sorted(Path(directory).glob("*.index.json"))
     if len(found) != 1:
         raise InputError(f"{directory}: expected one *.index.json with semantic IDs, found {len(found)}; make one with "
-                         "tools/build_semantic_ids.py, name one with semantic_ids, or use item_format: title")
+                         "tools/build_semantic_ids.py, or train with semantic_ids: FILE or with item_format: title")
     return found[0]
 
 

@@ -6,7 +6,6 @@ The file is LC-Rec's *.index.json: {item: ["<a_12>", "<b_3>", "<c_77>"]}.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ilrec.errors import InputError
+from ilrec.outputs import whole_file
 
 SemanticId = tuple[str, ...]
 
@@ -44,12 +44,9 @@ def read_semantic_ids(path: str | Path, item_ids: Sequence[str]) -> list[Semanti
 
 def write_semantic_ids(path: str | Path, item_ids: Sequence[str], semantic_ids: Sequence[SemanticId]) -> None:
     """Beside and renamed: a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
     index = {item: list(codes) for item, codes in zip(item_ids, semantic_ids, strict=True)}
-    beside.write_text(json.dumps(index) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(index) + "\n", encoding="utf-8")
 
 
 def format_codes(codes_IL: np.ndarray) -> list[SemanticId]:

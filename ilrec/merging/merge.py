@@ -29,6 +29,7 @@ from ilrec.merging.plan import MergedTensor, Plan, make_plan
 from ilrec.merging.rows import RowMerger, blocks
 from ilrec.merging.sources import MergeSource
 from ilrec.merging.tensor_files import NAMES, TensorWriter, read_tensors
+from ilrec.outputs import check_new
 from ilrec.portable import make_portable
 from ilrec.training.checkpoints import size_and_digest
 
@@ -50,11 +51,10 @@ class MergeResult:
 def merge(source: MergeSource, output: Path, *, dtype: str | None = None, workers: int | None = None) -> MergeResult:
     """dtype: a torch dtype's name to write; None: as the base has it. workers: threads; None: one per core, up to MAX_WORKERS.
 
-    Raises InputError where base and adapter do not fit, a value is not finite, or `output` exists. Peak memory: torch, some blocks
-    for each worker, and what single rows of the adapter need; no tensor is held whole.
+    Raises InputError where base and adapter do not fit, a value is not finite, or `output` exists or cannot be written. Peak memory:
+    torch, some blocks for each worker, and what single rows of the adapter need; no tensor is held whole.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output: {output} exists and is not empty; name a new directory, or remove it")
+    check_new(output)
     config = read_json(source.base / "config.json")
     adapter = read_adapter(source.adapter, source.weights)
     plan = make_plan(read_tensors(source.base), config, adapter, NAMES[getattr(torch, dtype)] if dtype else None)

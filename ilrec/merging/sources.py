@@ -15,7 +15,7 @@ from ilrec.errors import InputError
 from ilrec.merging.adapter import CONFIG
 from ilrec.merging.fingerprint import weights_fingerprint
 from ilrec.merging.tensor_files import read_header
-from ilrec.model_source import find_base, local_directory
+from ilrec.model_source import ModelSource, find_base, local_directory
 from ilrec.training.checkpoints import MANIFEST, find_fault
 
 WEIGHTS = "adapter_model.safetensors"
@@ -78,6 +78,12 @@ def consolidate(checkpoint: Path, target: Path) -> None:
     from ilrec.training.zero3 import consolidated_adapter
 
     save_file(consolidated_adapter(checkpoint), target / WEIGHTS)
+
+
+def check_source(source: ModelSource) -> None:
+    """As check_base, for what is trained further or ranked; nothing for a full model."""
+    if source.adapter:
+        check_base(Path(source.adapter), local_directory(source.base))
 
 
 def check_base(adapter: Path, base: Path) -> None:

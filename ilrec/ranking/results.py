@@ -6,7 +6,6 @@ Beside it ranking.npy, the target's rank for each user, for tests between method
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,33 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ilrec.errors import InputError
+from ilrec.outputs import check_file, whole_file
+
 CUTOFFS = (1, 5, 10, 20)
 
 
 def write_ranking(path: str | Path, metrics: Mapping[str, float], protocol: Mapping[str, Any], ranks_U: Tensor) -> None:
-    """Both files beside and renamed, metrics last. ranks_U: int64 [users], in the data set's order of users."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.tmp.npy")
-    np.save(beside, ranks_U.numpy())
-    os.replace(beside, path.with_suffix(".npy"))
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps({"metrics": dict(metrics), "protocol": dict(protocol)}, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Both files, in place of older ones, once both are written whole. ranks_U: int64 [users], in the data set's order of users.
+
+    Raises InputError where they cannot be written; check_ranking finds out before the work.
+    """
+    with whole_file(path) as metrics_file, whole_file(_ranks_file(path)) as ranks_file:
+        np.save(ranks_file, ranks_U.numpy())
+        content = {"metrics": dict(metrics), "protocol": dict(protocol)}
+        metrics_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_ranking(path: str | Path) -> None:
+    """InputError where write_ranking could not write. Leaves nothing behind."""
+    if _ranks_file(path) == Path(path):
+        raise InputError(f"{path}: this name is for the ranks beside the metrics; expected one such as ranking.json")
+    for file in (path, _ranks_file(path)):
+        check_file(file)
+
+
+def _ranks_file(path: str | Path) -> Path:
+    return Path(path).with_suffix(".npy")
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:

@@ -139,7 +139,7 @@ def full_disk_is_said(output_dir: str | Path) -> Iterator[None]:
     """A checkpoint that finds no space is one message; what there is of it lies under .saving until the next start."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, InputError) as error:  # outputs.whole_file says an OSError as an InputError
         if not _is_full_disk(error):
             raise
         left = [path.name for path in _checkpoints(Path(output_dir)) if (path / MANIFEST).exists()]

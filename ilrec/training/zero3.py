@@ -142,8 +142,8 @@ def weights_only(checkpoint: str | None) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         names = ", ".join(UNSAFE_NAME.findall(str(error))) or "something else than weights"
-        raise InputError(f"resume: {checkpoint} holds a pickle of {names}, which no checkpoint of this trainer does and may run code "
-                         "when it is opened; it was not. Take a checkpoint that you trust, or --resume never") from None
+        raise InputError(f"{checkpoint} holds a pickle of {names}, which no checkpoint of this trainer does and may run code when it "
+                         "is opened; it was not. Take a checkpoint that you trust, or train anew with --resume never") from None
     finally:
         os.environ.pop(FORCE_WEIGHTS_ONLY)
         if before is not None:

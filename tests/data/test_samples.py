@@ -84,7 +84,7 @@ def test_history_fits_beside_the_longest_response(max_length: int, prompt: str):
 def test_too_short_a_maximum_is_refused():
     """8 fixed tokens and the longest item, 5: 13 at least."""
     make_builder(max_length=13)
-    with pytest.raises(InputError, match="max_length: 12 tokens .* at least 13"):
+    with pytest.raises(InputError, match="max_length: 12 tokens .* number 1 .* has 5 tokens: \"bb\".* of 13 or more"):
         make_builder(max_length=12)
 
 

@@ -135,7 +135,7 @@ def test_a_tokenizer_with_more_tokens_than_rows(adapter, tmp_path):
 def test_full_output_is_left_alone_and_an_interrupted_one_replaced(adapter, tmp_path):
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "notes").touch()
-    with pytest.raises(InputError, match="exists and is not empty"):
+    with pytest.raises(InputError, match="exists already; expected a new or an empty directory"):
         run_merge(adapter, tmp_path / "merged")
     (tmp_path / "merged" / "notes").unlink()
     (tmp_path / "merged.tmp").mkdir()

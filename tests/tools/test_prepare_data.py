@@ -99,7 +99,7 @@ def test_how_the_data_were_made_is_recorded(tmp_path):
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--output", "FULL"], r"full: exists already"),
-    (["--output", "meta.jsonl/out"], r"out: cannot be written, .*meta\.jsonl is not a directory"),
+    (["--output", "meta.jsonl/out"], r"meta\.jsonl/out: cannot be written: nothing can be made in .*meta\.jsonl \(Not a directory\)"),
     (["--interactions", "reviews.jsonl", "no.jsonl"], r"no\.jsonl: no such file or directory"),
     (["--items", "no.jsonl"], r"no\.jsonl: no such file or directory"),
     (["--k_core", "50"], r"out: no interaction is left of 96 \(removed by repeats 0, k_core 96"),
