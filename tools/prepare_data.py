@@ -4,8 +4,9 @@
     python tools/prepare_data.py --interactions a.csv b.csv --user_column user --item_column item --time_column ts --output data/mine
     python tools/prepare_data.py --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
 
-Files are JSON lines, CSV, TSV (each also .gz) or Parquet, as their names say. A malformed line is named and ends the import, or is
-skipped up to --max_bad_lines; nothing half written remains, also when the import is interrupted.
+Files are JSON lines, CSV, TSV (each also .gz) or Parquet, as their names say; in TSV a quote is a character, unless --quoted_tsv. A
+malformed line is named and ends the import, or is skipped up to --max_bad_lines; nothing half written remains, also when the import is
+interrupted.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilrec.config import DataConfig
 from ilrec.data.dataset import MIN_ITEMS_PER_USER, InteractionDataset
-from ilrec.data.importers import PRESETS, BadLines, Columns, read_files, read_titles
+from ilrec.data.importers import PRESETS, Columns, read_files, read_titles
 from ilrec.data.interactions import read_interactions
 from ilrec.data.preparation import Filters, format_statistics, prepare, statistics, with_titles
 from ilrec.data.prepared import new_directory, write_prepared
+from ilrec.data.records import Findings
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
 from ilrec.outputs import check_new
@@ -50,6 +52,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     filters.add_argument("--min_items", type=int, help=f"least items of a user (default and least: {MIN_ITEMS_PER_USER})")
     filters.add_argument("--max_items", type=int, help="keep only so many of a user's newest items (default: all)")
     filters.add_argument("--min_rating", type=float, help="leave out interactions rated lower")
+    parser.add_argument("--quoted_tsv", action="store_true", default=None,
+                        help="fields of TSV files may be quoted, as pandas writes them; else a quote is a character")
     parser.add_argument("--max_bad_lines", type=int, default=0, help="malformed lines to skip before giving up")
     return parser.parse_args(argv)
 
@@ -82,21 +86,22 @@ def named_filters(arguments: argparse.Namespace) -> Filters:
     return Filters(**{name: value for name, value in given.items() if value is not None})
 
 
-def import_files(arguments: argparse.Namespace, bad: BadLines) -> tuple[InteractionDataset, dict[str, int]]:
+def import_files(arguments: argparse.Namespace, findings: Findings) -> tuple[InteractionDataset, dict[str, int]]:
     """Files through all filters; how many interactions each removed."""
-    columns, filters = named_columns(arguments), named_filters(arguments)
-    raw = read_files(arguments.interactions, columns, bad, arguments.min_rating)
+    columns, filters, quoted = named_columns(arguments), named_filters(arguments), bool(arguments.quoted_tsv)
+    raw = read_files(arguments.interactions, columns, findings, arguments.min_rating, quoted)
     logger.info("%s interactions of %s users with %s items read", f"{len(raw.users):,}", f"{len(raw.user_names):,}",
                 f"{len(raw.item_names):,}")
     dataset, removed = prepare(raw, arguments.name or arguments.output.resolve().name, filters)
     if arguments.items is not None:
-        dataset = with_titles(dataset, read_titles(arguments.items, columns, dataset.item_ids, bad))
+        titles = read_titles(arguments.items, columns, dataset.item_ids, findings, quoted)
+        dataset = with_titles(dataset, titles)
     return dataset, {"below min_rating": raw.num_below_rating, **removed}
 
 
 def import_directory(arguments: argparse.Namespace) -> InteractionDataset:
     """An LC-Rec or RecBole directory as it is: published data are filtered already (RecBole's get their k-core)."""
-    names = ("items", "preset", "repeats", "min_items", "max_items", "min_rating")
+    names = ("items", "preset", "repeats", "min_items", "max_items", "min_rating", "quoted_tsv")
     ignored = [name for name in names if getattr(arguments, name) is not None]
     if ignored or len(arguments.interactions) > 1:
         raise InputError(f"--{(ignored or ['interactions'])[0]}: not with a directory, which is taken as it is; expected "
@@ -117,16 +122,14 @@ def write(dataset: InteractionDataset, output: Path, about: dict[str, Any], indi
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     check_paths(arguments)
-    bad = BadLines(arguments.max_bad_lines)
+    findings = Findings(arguments.max_bad_lines)
     removed: dict[str, int] = {}
     directory = arguments.interactions[0] if arguments.interactions[0].is_dir() else None
     if directory:
         dataset = import_directory(arguments)
     else:
-        dataset, removed = import_files(arguments, bad)
-    found: dict[str, Any] = statistics(dataset)
-    if bad.found:
-        found["malformed lines skipped"] = bad.found
+        dataset, removed = import_files(arguments, findings)
+    found: dict[str, Any] = statistics(dataset) | findings.report()
     found |= {f"removed by {step}": count for step, count in removed.items() if count}
     found["users left out"] = dataset.num_dropped_users
     about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv], "statistics": found}

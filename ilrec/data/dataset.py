@@ -12,6 +12,7 @@ import numpy as np
 
 from ilrec.data.ragged import Ragged
 from ilrec.errors import InputError
+from ilrec.items.numbering import numbering_digest
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,11 @@ class InteractionDataset:
     @property
     def num_items(self) -> int:
         return len(self.item_ids)
+
+    def numbering(self, users: slice = slice(None)) -> dict[str, str]:
+        """Digests of the ids of (these) users and of all items, in order: what is stored by their numbers carries them."""
+        return {"users_sha256": numbering_digest(self.user_ids[users]),
+                "items_sha256": numbering_digest(self.item_ids)}
 
     def training_sequences(self) -> Ragged:
         """Every user's items but the last two."""
@@ -83,7 +89,8 @@ def ordered(names: Iterable[str]) -> list[str]:
     """Numeric where all are whole numbers, else by text: the same numbering whatever the order in the file."""
     names = list(names)
     if all(name.isascii() and name.isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
+        # As int() would order them, which ends at some thousand digits.
+        return sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
     return sorted(names)
 
 

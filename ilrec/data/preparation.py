@@ -53,10 +53,8 @@ class Filters:
 
 def prepare(raw: RawInteractions, name: str, filters: Filters) -> tuple[InteractionDataset, dict[str, int]]:
     """The data set, without titles, and how many interactions each step removed. InputError where nothing is left."""
-    users_E, items_E, times_E = raw.arrays()
-    order = np.lexsort((times_E, users_E))  # stable
-    users_E, items_E = users_E[order], items_E[order]
-    removed = {}
+    users_E, items_E = raw.in_order()
+    num_raw, removed = len(users_E), {}
     for step, keep in _steps(filters).items():
         kept_E = keep(users_E, items_E)
         users_E, items_E = users_E[kept_E], items_E[kept_E]
@@ -64,7 +62,7 @@ def prepare(raw: RawInteractions, name: str, filters: Filters) -> tuple[Interact
         logger.info("%s: %s interactions removed, %s left", step, f"{removed[step]:,}", f"{len(users_E):,}")
     if not len(users_E):
         listed = ", ".join(f"{step} {count:,}" for step, count in removed.items())
-        raise InputError(f"{name}: no interaction is left of {len(order):,} (removed by {listed}); lower --k_core or --min_items")
+        raise InputError(f"{name}: no interaction is left of {num_raw:,} (removed by {listed}); lower --k_core or --min_items")
     return _numbered(name, users_E, items_E, list(raw.user_names), list(raw.item_names)), removed
 
 
@@ -108,8 +106,10 @@ def format_statistics(values: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {_shown(value):>14}" for name, value in values.items())
 
 
-def _shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if value < 1 else f"{value:,.1f}"
+def _shown(value: float | str) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _first_of_each(users_E: np.ndarray, items_E: np.ndarray) -> np.ndarray:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ilrec.data.dataset import InteractionDataset, assemble, fingerprint_of, optional_file, ordered
+from ilrec.data.fields import Times, name_of, number_of
+from ilrec.data.records import Seen, column_position, is_within_quotes, tab_separated
 from ilrec.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 TITLE_COLUMNS = ("title", "movie_title", "name", "item_name", "product_title", "book_title")
+MEND = "name it in the header, as user_id:token"
 
 
 def read_recbole(path: Path, k: int) -> InteractionDataset:
     """The k-core of an atomic file's interactions. Raises InputError for what is missing or malformed."""
     name = path.name.removesuffix(".inter")
-    rows = _read_columns(path, (("user_id",), ("item_id",), ("timestamp",)), (_name, _name, _timestamp))
+    rows = _read_columns(path, (("user_id",), ("item_id",), ("timestamp",)), (name_of, name_of, number_of))
     if not rows:
         raise InputError(f"{path}: no interactions; expected lines of tab-separated fields below the header")
-    user_names, item_names, timestamps = zip(*rows, strict=True)
+    user_names, item_names, stamps = zip(*rows, strict=True)
     user_ids, item_ids = ordered(set(user_names)), ordered(set(item_names))
     users_E, items_E = _numbers(user_names, user_ids), _numbers(item_names, item_ids)
     keep_E = k_core(users_E, items_E, k)
+    times = Times()
+    for stamp in stamps:
+        times.append(stamp)
     # Stable: what happened at the same time stays in file order.
-    order = np.lexsort((np.array(timestamps), users_E))
+    order = np.lexsort((*times.sort_keys(), users_E))
     order = order[keep_E[order]]
     users_E, items_E = users_E[order], items_E[order]
     kept_items, items_E = np.unique(items_E, return_inverse=True)
@@ -56,65 +64,40 @@ def k_core(users_E: np.ndarray, items_E: np.ndarray, k: int) -> np.ndarray:
 
 def _recbole_titles(path: Path) -> dict[str, str]:
     """{item: title}; empty where the file has no column of titles."""
-    columns = [field.partition(":")[0] for field in next(_lines(path))[1]]
-    if not set(columns) & set(TITLE_COLUMNS):
+    _, header = next(tab_separated(path), (1, []))
+    if not {field.partition(":")[0] for field in header} & set(TITLE_COLUMNS):
         return {}
-    return dict(_read_columns(path, (("item_id",), TITLE_COLUMNS), (_name, str.strip)))
+    parsers = (name_of, lambda text, column: text.strip())
+    return dict(_read_columns(path, (("item_id",), TITLE_COLUMNS), parsers))
 
 
-def _read_columns(path: Path, columns: Sequence[Sequence[str]], parsers: Sequence[Callable[[str], Any]]) -> list[tuple]:
-    """The named columns of an atomic file, parsed. Each column is given as its accepted names, the best first."""
-    lines = _lines(path)
-    header = [field.partition(":")[0] for field in next(lines)[1]]
-    positions = [_column(path, header, names) for names in columns]
-    rows = []
+def _read_columns(path: Path, columns: Sequence[Sequence[str]],
+                  parsers: Sequence[Callable[[str, str], Any]]) -> list[tuple]:
+    """The named columns of an atomic file, parsed. Each column is given as its accepted names, the best first.
+
+    parsers: (text, column's name) -> value, or ValueError.
+    """
+    lines = tab_separated(path)
+    _, typed = next(lines, (1, []))
+    if not typed:
+        raise InputError(f"{path}:1: empty file; expected a header like user_id:token<TAB>item_id:token")
+    header = [field.partition(":")[0] for field in typed]
+    positions = [column_position(path, header, names, MEND) for names in columns]
+    rows, quoted = [], Seen()
     for line, fields in lines:
         if len(fields) != len(header):
             raise InputError(f"{path}:{line}: expected {len(header)} tab-separated fields as in the header, "
                              f"got {len(fields)}")
         try:
-            rows.append(tuple(parse(fields[p]) for parse, p in zip(parsers, positions, strict=True)))
+            rows.append(tuple(parse(fields[p], header[p]) for parse, p in zip(parsers, positions, strict=True)))
         except ValueError as error:
             raise InputError(f"{path}:{line}: {error}") from None
+        if any(is_within_quotes(fields[p]) for p in positions):
+            quoted.add(path, line)
+    if quoted.count:
+        logger.warning("%s: lines with fields within quotes: %s; the quotes are kept: atomic files have no quoting",
+                       path, quoted)
     return rows
-
-
-def _column(path: Path, header: list[str], names: Sequence[str]) -> int:
-    for name in names:
-        if name in header:
-            return header.index(name)
-    raise InputError(f"{path}:1: expected a column {' or '.join(names)} in the header (as user_id:token), "
-                     f"got {', '.join(header)}")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """An atomic file as (line number, fields) pairs, the header first; blank lines are skipped."""
-    line = 0
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            for line, text in enumerate(file, start=1):
-                if text.strip() or line == 1:
-                    yield line, text.rstrip("\n").split("\t")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 after line {line} ({error.reason}); save the file as UTF-8") from None
-    if line == 0:
-        raise InputError(f"{path}:1: empty file; expected a header like user_id:token<TAB>item_id:token")
-
-
-def _name(text: str) -> str:
-    if not text.strip():
-        raise ValueError("expected a user and an item, got an empty field")
-    return text.strip()
-
-
-def _timestamp(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"timestamp: expected a number, got {text!r}")
-    return value
 
 
 def _numbers(names: Sequence[str], ordered: Sequence[str]) -> np.ndarray:

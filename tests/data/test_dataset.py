@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_lcrec import write_json
 
-from ilrec.data.dataset import fingerprint_of
+from ilrec.data.dataset import fingerprint_of, ordered
 from ilrec.data.interactions import read_interactions
 
 
@@ -36,3 +38,26 @@ def test_fingerprint_follows_files_and_parts(tmp_path: Path):
     one, two = write_json(tmp_path / "one", {"a": 1}), write_json(tmp_path / "two", {"a": 2})
     assert fingerprint_of([one], 5) == fingerprint_of([one], 5)
     assert len({fingerprint_of([one], 5), fingerprint_of([two], 5), fingerprint_of([one], 6), fingerprint_of([one, two], 5)}) == 4
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(st.lists(st.from_regex(r"[0-9]{1,20}", fullmatch=True), unique=True))
+def test_whole_numbers_are_ordered_as_such(names: list[str]):
+    assert ordered(names) == sorted(names, key=lambda name: (int(name), name))
+
+
+def test_names_of_thousands_of_digits_are_ordered():
+    """Where int() gives up."""
+    assert ordered(["9" * 5000, "1" + "0" * 5000, "8"]) == ["8", "9" * 5000, "1" + "0" * 5000]
+
+
+def test_a_numbering_follows_users_items_and_their_order(tmp_path: Path):
+    """Of all users, or of some; a history may change without it."""
+    one, two = {"a": [1, 2, 3], "b": [3, 2, 1]}, {"a": [3, 2, 1], "c": [1, 2, 3]}
+    for name, users in (("one", one), ("two", two)):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "Set.inter.json", users)
+    first, second = (read_interactions(tmp_path / name, 0) for name in ("one", "two"))
+    assert first.numbering()["items_sha256"] == second.numbering()["items_sha256"]
+    assert first.numbering()["users_sha256"] != second.numbering()["users_sha256"]
+    assert first.numbering(slice(1))["users_sha256"] == second.numbering(slice(1))["users_sha256"]

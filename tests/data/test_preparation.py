@@ -12,14 +12,14 @@ from ilrec.errors import InputError
 NONE = Filters(k_core=0, repeats="all")
 
 
-def raw_of(rows: list[tuple[str, str, float]]) -> RawInteractions:
+def raw_of(rows: list[tuple[str, str, int]]) -> RawInteractions:
     raw = RawInteractions()
     for row in rows:
         raw.add(*row)
     return raw
 
 
-def prepared(rows: list[tuple[str, str, float]], filters: Filters) -> dict[str, list[str]]:
+def prepared(rows: list[tuple[str, str, int]], filters: Filters) -> dict[str, list[str]]:
     dataset, _ = prepare(raw_of(rows), "own", filters)
     rows_by_user = zip(dataset.user_ids, dataset.sequences, strict=True)
     return {user: [dataset.item_ids[item] for item in row.tolist()] for user, row in rows_by_user}
@@ -65,7 +65,7 @@ def test_numbers_do_not_depend_on_the_order_of_the_file():
 def test_against_a_slow_reference(seed: int):
     """400 random interactions: sort, first of repeats, remove users and items below k until none is, newest of the rest."""
     rng = np.random.default_rng(seed)
-    rows = [(f"u{rng.integers(25)}", f"i{rng.integers(30)}", float(rng.integers(50))) for _ in range(400)]
+    rows = [(f"u{rng.integers(25)}", f"i{rng.integers(30)}", int(rng.integers(50))) for _ in range(400)]
     kept, seen = [], set()
     for user, item, _ in sorted(rows, key=lambda row: row[2]):
         if (user, item) not in seen:

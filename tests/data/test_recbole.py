@@ -57,8 +57,11 @@ def test_recbole_item_file_without_titles(tmp_path: Path):
     (INTER_HEADER + "1\t2\t5\n", r"tiny.inter:2: expected 4 tab-separated fields as in the header, got 3"),
     (INTER_HEADER + "1\t2\t5\t7\n1\t2\t5\tsoon\n", r"tiny.inter:3: timestamp: expected a number, got 'soon'"),
     (INTER_HEADER + "1\t2\t5\tnan\n", r"tiny.inter:2: timestamp: expected a number"),
-    (INTER_HEADER + "1\t\t5\t7\n", r"tiny.inter:2: .*empty field"),
-    ("user_id:token\titem_id:token\n1\t2\n", r"tiny.inter:1: expected a column timestamp"),
+    (INTER_HEADER + "1\t\t5\t7\n", r"tiny.inter:2: item_id: expected a name or a whole number, got ''"),
+    ("user_id:token\titem_id:token\n1\t2\n", r"tiny.inter:1: expected a column 'timestamp', found user_id, item_id; name it in"),
+    ("user_id:token\titem_id:token\titem_id:token\ttimestamp:float\n", r"tiny.inter:1: column 'item_id' is there twice"),
+    (INTER_HEADER + "1\t2\t5\t1.5e+18\n", r"tiny.inter:2: timestamp: '1.5e\+18' has lost its last digits in a float"),
+    (INTER_HEADER.replace("\n", "\r") + "1\t2\t5\t1\r", r"tiny.inter:1: lines end in a carriage return alone"),
     (INTER_HEADER, r"tiny.inter: no interactions"),
     ("", r"tiny.inter:1: empty file"),
     (INTER_HEADER + "1\t2\t5\t1\n" * 2, r"tiny.inter: no user with at least 3 items is left"),
@@ -74,3 +77,20 @@ def test_not_utf8(tmp_path: Path):
     (tmp_path / "tiny.inter").write_bytes(INTER_HEADER.encode() + b"1\t\xe9\t5\t1\n")
     with pytest.raises(InputError, match="not UTF-8"):
         read_interactions(tmp_path, 0)
+
+
+def test_times_differ_in_their_last_digit(tmp_path: Path):
+    """Nanoseconds, and fractions of them, of which a float64 makes one number; the file has them backwards."""
+    stamps = ["1700000000123456789.5", "1700000000123456789", "1700000000123456788", "-1", "-1.25"]
+    write_inter(tmp_path, [("1", str(item), stamp) for item, stamp in enumerate(stamps)])
+    assert [s.tolist() for s in read_interactions(tmp_path, 0).sequences] == [[4, 3, 2, 1, 0]]
+
+
+def test_quotes_are_characters_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """One that opens swallows nothing; what looks quoted is kept and counted. Unicode's line breaks break no line."""
+    titles = ['"Open', 'Close"', '"Both"', "next\u2028line\x0c\x85end"]
+    write_inter(tmp_path, [("1", str(item), item) for item in range(4)])
+    lines = "".join(f"{item}\t{title}\n" for item, title in enumerate(titles))
+    (tmp_path / "tiny.item").write_text("\ufeffitem_id:token\ttitle:token_seq\n" + lines, encoding="utf-8", newline="")
+    assert read_interactions(tmp_path, 0).titles == titles
+    assert "lines with fields within quotes: 1, first at tiny.item:4; the quotes are kept" in caplog.text
