@@ -187,7 +187,8 @@ def main(argv: list[str]) -> None:
     metrics = ranking_metrics(ranks, tuple(k for k in CUTOFFS if k <= arguments.num_beams))
     protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks), "candidates": candidates,
                 "num_items": task.dataset.num_items, "num_beams": arguments.num_beams, "data": config.data,
-                "checkpoint": str(Path(arguments.model).resolve()), "dtype": str(model.dtype).split(".")[-1], "score_dtype": "float32"}
+                "checkpoint": str(Path(arguments.model).resolve()), "dtype": str(model.dtype).split(".")[-1],
+                "score_dtype": "float32", **task.dataset.numbering(users)}
     if rank() == 0:
         try:
             write_ranking(output, metrics, protocol, ranks)

@@ -133,10 +133,7 @@ def continuation_collators(config: TrainConfig, task: RecommendationTask, builde
         return lambda collate: collate
     if config.objective.reward_weight == 0:
         return functools.partial(ContinuationCollator, sasrec=None, trie=item_trie(builder))
-    sasrec = SASRec.load(config.objective.sasrec)
-    if sasrec.num_items != task.dataset.num_items:
-        raise InputError(f"sasrec: {config.objective.sasrec} was trained on {sasrec.num_items} items, {config.data.data} has "
-                         f"{task.dataset.num_items}; train it on this data with tools/train_sasrec.py")
+    sasrec = SASRec.load(config.objective.sasrec, task.dataset.item_ids)
     return functools.partial(ContinuationCollator, sasrec=sasrec, trie=item_trie(builder))
 
 

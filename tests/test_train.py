@@ -42,7 +42,7 @@ def logged(directory: Path) -> list[dict]:
 def sasrec(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("filter") / "sasrec"
-    SASRec(24, SASRecConfig(hidden_size=8, num_heads=2)).save(directory)
+    SASRec(24, SASRecConfig(hidden_size=8, num_heads=2)).save(directory, [str(item) for item in range(24)])
     return directory
 
 
@@ -177,9 +177,11 @@ def test_init_names_its_unknown_field(data, tmp_path):
 
 
 def test_a_filter_of_another_catalogue_is_refused(data, base, tmp_path):
-    SASRec(7, SASRecConfig(hidden_size=8)).save(tmp_path / "other")
-    with pytest.raises(InputError, match="trained on 7 items, .* has 24"):
-        run("stage1", data, tmp_path / "x", model=base, reward_weight=0.1, sasrec=tmp_path / "other")
+    """Of another size; and of the same items, as another order of their names would number them."""
+    for item_ids, message in ((range(7), "trained on 7 items, the data has 24"), (range(24)[::-1], "not the same in the same order")):
+        SASRec(len(item_ids), SASRecConfig(hidden_size=8)).save(tmp_path / "other", map(str, item_ids))
+        with pytest.raises(InputError, match=message):
+            run("stage1", data, tmp_path / "x", model=base, reward_weight=0.1, sasrec=tmp_path / "other")
 
 
 def test_items_of_the_task_are_the_catalogue(data):

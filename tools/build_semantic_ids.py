@@ -2,7 +2,8 @@
 
     python tools/build_semantic_ids.py --data DIR --embeddings runs/sasrec/item_embeddings.npy --output ids.index.json
 
---embeddings: a float array [items, dims] (.npy) in the data's item order, as tools/train_sasrec.py writes it.
+--embeddings: an array [items, dims] NAME.npy, of any origin, and beside it NAME.ids.json, a JSON list of the item
+ids of its rows, in any order; tools/train_sasrec.py writes both.
 """
 
 from __future__ import annotations
@@ -12,14 +13,12 @@ import logging
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilrec.config import DataConfig
 from ilrec.data.interactions import read_interactions
 from ilrec.entry import run_entry
-from ilrec.errors import InputError
+from ilrec.items.embeddings import read_embeddings
 from ilrec.items.quantizer import codebook_use, residual_kmeans
 from ilrec.items.semantic_ids import format_codes, resolve_collisions, write_semantic_ids
 from ilrec.outputs import check_file
@@ -27,21 +26,10 @@ from ilrec.outputs import check_file
 logger = logging.getLogger("ilrec.semantic_ids")
 
 
-def read_embeddings(path: Path, num_items: int) -> np.ndarray:
-    try:
-        embeddings_ID = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--embeddings: {path} cannot be read as a .npy array: {error}") from None
-    if embeddings_ID.ndim != 2 or len(embeddings_ID) != num_items:
-        raise InputError(f"--embeddings: {path}: expected [{num_items}, dims], one row per item of the data, "
-                         f"got shape {list(embeddings_ID.shape)}")
-    return embeddings_ID
-
-
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="data directory (LC-Rec JSON or RecBole atomic files)")
-    parser.add_argument("--embeddings", required=True, type=Path, help=".npy array [items, dims]")
+    parser.add_argument("--embeddings", required=True, type=Path, help="NAME.npy, with NAME.ids.json beside it")
     parser.add_argument("--output", required=True, type=Path, help="index file to write (*.index.json), in place of an older one")
     parser.add_argument("--num_levels", type=int, default=3, help="codes per item")
     parser.add_argument("--codebook_size", type=int, default=64, help="codes per level")
@@ -50,7 +38,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     check_file(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)
-    embeddings_ID = read_embeddings(arguments.embeddings, dataset.num_items)
+    embeddings_ID = read_embeddings(arguments.embeddings, dataset.item_ids)
     codes_IL = residual_kmeans(embeddings_ID, arguments.num_levels, arguments.codebook_size, arguments.seed)
     plain = format_codes(codes_IL)
     semantic_ids = resolve_collisions(plain)

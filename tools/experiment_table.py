@@ -30,11 +30,14 @@ from experiment_grid import Grid
 from report import read_steps
 
 from ilrec.config import read_json, write_text
+from ilrec.errors import InputError
 from ilrec.outputs import whole_file
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "ndcg@20")
 COMPARED = ("ndcg@10", "hit@10")
 NUM_RESAMPLES = 10_000
+# Fields of a ranking's protocol: whose ranks these are, and among which items.
+PAIRED_BY = ("users_sha256", "items_sha256")
 # Entries of the counts drawn at a time: 32 MiB.
 BLOCK_ENTRIES = 2**22
 
@@ -108,6 +111,20 @@ def seeds_to_compare(first: Sequence[Result], second: Sequence[Result], any_fits
     return [r for r in first if r.seed in shared], [r for r in second if r.seed in shared]
 
 
+def require_same_numbering(results: Sequence[Result]) -> None:
+    """Ranks are paired by place: InputError where two rankings are not of the same users and items, in one order."""
+    for result in results:
+        found, expected = ([run.content["protocol"].get(name) for name in PAIRED_BY]
+                           for run in (result, results[0]))
+        if None not in found and found == expected:
+            continue
+        fault = "does not say of which users its ranks are (an older version wrote it)"
+        if None not in found:
+            fault = f"is of other users or items than {results[0].ranking}, or of them in another order"
+        raise InputError(f"{result.ranking}: {fault}; remove it and give the same command again, "
+                         "which repeats the ranking alone")
+
+
 def compare(grid: Grid, results: Mapping[str, Sequence[Result]]) -> list[Comparison]:
     """Every pair of the grid of which both rows are there: seeds averaged for each user, then bootstrapped over users."""
     found = []
@@ -117,6 +134,7 @@ def compare(grid: Grid, results: Mapping[str, Sequence[Result]]) -> list[Compari
         first, second = (results[name] for name in names)
         any_fits = any(grid.rows[name].is_deterministic for name in names)
         pair = seeds_to_compare(first, second, any_fits)
+        require_same_numbering([*pair[0], *pair[1]])
         for metric in COMPARED:
             first_U, second_U = (np.mean([per_user(result.ranks_U, metric) for result in row], axis=0) for row in pair)
             difference = float(np.mean(first_U - second_U))

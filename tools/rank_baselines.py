@@ -82,10 +82,7 @@ def popularity(dataset: InteractionDataset) -> Scorer:
 
 
 def sasrec(dataset: InteractionDataset, directory: str) -> Scorer:
-    model = SASRec.load(directory)
-    if model.num_items != dataset.num_items:
-        raise InputError(f"{directory}: was trained on {model.num_items} items, the data has {dataset.num_items}")
-    return model.item_probabilities
+    return SASRec.load(directory, dataset.item_ids).item_probabilities
 
 
 def main(argv: list[str]) -> None:
@@ -112,7 +109,7 @@ def main(argv: list[str]) -> None:
     ranks = rank_by_scores(*dataset.evaluation(arguments.split), scorer, candidates)
     metrics = ranking_metrics(ranks, CUTOFFS)
     protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks), "candidates": candidates,
-                "num_items": dataset.num_items, "method": arguments.method} | fields
+                "num_items": dataset.num_items, "method": arguments.method} | dataset.numbering() | fields
     try:
         write_ranking(arguments.output, metrics, protocol, ranks)
     finally:  # also what cannot be written is said

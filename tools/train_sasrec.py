@@ -3,7 +3,8 @@
     python tools/train_sasrec.py --data DIR --output runs/sasrec [--config FILE.yaml] [--hidden_size 128 ...]
 
 Any field of SASRecConfig (ilrec/config.py) may be given as --field value. The output directory holds the model, which
-`sasrec:` in a recipe names; ranking.json and popularity.json, test figures; and item_embeddings.npy for semantic IDs.
+`sasrec:` in a recipe names; ranking.json and popularity.json, test figures; and item_embeddings.npy with
+item_embeddings.ids.json, the item of each row, for semantic IDs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,6 +25,7 @@ from ilrec.data.dataset import InteractionDataset
 from ilrec.data.interactions import read_interactions
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
+from ilrec.items.embeddings import write_embeddings
 from ilrec.outputs import check_directory
 from ilrec.ranking.candidates import choose_candidates, rank_by_scores
 from ilrec.ranking.metrics import ranking_metrics
@@ -48,8 +49,9 @@ def measure(dataset: InteractionDataset, score, name: str) -> tuple[dict[str, fl
     """`score(histories) -> [B, I]` on every test user against the full catalogue: metrics, protocol and ranks, for write_ranking."""
     candidates = choose_candidates("auto", dataset.sequences)
     ranks = rank_by_scores(*dataset.evaluation("test"), score, candidates)
-    return ranking_metrics(ranks, CUTOFFS), {"catalogue": "full ranking", "split": "test", "num_users": len(ranks),
-                                             "candidates": candidates, "num_items": dataset.num_items, "method": name}, ranks
+    protocol = {"catalogue": "full ranking", "split": "test", "num_users": len(ranks), "candidates": candidates,
+                "num_items": dataset.num_items, "method": name} | dataset.numbering()
+    return ranking_metrics(ranks, CUTOFFS), protocol, ranks
 
 
 def main(argv: list[str]) -> None:
@@ -65,12 +67,13 @@ def main(argv: list[str]) -> None:
     dataset = read_interactions(arguments.data, arguments.k_core)
     training = dataset.training_sequences()
     model = train_sasrec(training, dataset.num_items, config, dataset.evaluation("valid"), logger.info)
-    popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items), dtype=torch.float32)
+    popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items))
     popularity = measure(dataset, lambda h: popularity_I.expand(len(h), -1), "popularity")
     sasrec = measure(dataset, model.item_probabilities, "SASRec")
     try:
-        model.save(arguments.output)
-        np.save(arguments.output / "item_embeddings.npy", model.item_embeddings().detach().cpu().numpy())
+        model.save(arguments.output, dataset.item_ids)
+        embeddings_ID = model.item_embeddings().detach().cpu().numpy()
+        write_embeddings(arguments.output / "item_embeddings.npy", embeddings_ID, dataset.item_ids)
         write_ranking(arguments.output / "popularity.json", *popularity)
         write_ranking(arguments.output / "ranking.json", *sasrec)
     finally:  # also what cannot be written is said

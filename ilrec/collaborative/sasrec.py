@@ -12,8 +12,9 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 
 from ilrec.config import SASRecConfig, read_json, write_text
 from ilrec.errors import InputError
+from ilrec.items.numbering import numbering_digest
 from ilrec.outputs import whole_file
 from ilrec.ranking.candidates import choose_candidates, first_repeat
 
 PADDING = -1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ITEMS_DIGEST = "items_sha256"  # a field of CONFIG
 INITIAL_STD = 0.02
 # Scores of one validation batch: this many users times the catalogue.
 VALIDATION_BATCH_SIZE = 512
@@ -119,23 +122,35 @@ class SASRec(nn.Module):
             logits_BI.index_put_(_pairs(seen_BT, seen_BT != PADDING), logits_BI.new_tensor(NEVER))
         return logits_BI.softmax(dim=-1)
 
-    def save(self, directory: str | Path) -> None:
-        """Weights, then the configuration that makes them complete, each beside and renamed."""
+    def save(self, directory: str | Path, item_ids: Iterable[str]) -> None:
+        """Weights, then the configuration that makes them complete, each beside and renamed.
+
+        item_ids: of items 0, 1, ...; their digest is saved, so that load() knows whose numbers these are.
+        """
         directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG).unlink(missing_ok=True)  # no instant has new weights with old settings
         with whole_file(directory / WEIGHTS) as beside:
             save_file({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}, beside)
-        content = {"num_items": self.num_items, **dataclasses.asdict(self.config)}
+        content = {"num_items": self.num_items, ITEMS_DIGEST: numbering_digest(item_ids),
+                   **dataclasses.asdict(self.config)}
         write_text(directory / CONFIG, json.dumps(content, indent=2) + "\n")
 
     @classmethod
-    def load(cls, directory: str | Path) -> SASRec:
-        """The model that save() wrote, on the CPU, in evaluation mode. InputError where it is incomplete or damaged."""
+    def load(cls, directory: str | Path, item_ids: Sequence[str]) -> SASRec:
+        """The model that save() wrote, on the CPU, in evaluation mode.
+
+        Raises InputError where it is incomplete or damaged, or item_ids are not those it was trained on, in order.
+        """
         directory = Path(directory)
         missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
         if missing:
             raise InputError(f"{directory}: not a complete SASRec: {' and '.join(missing)} missing; expected a "
                              "directory written by tools/train_sasrec.py")
         settings = read_json(directory / CONFIG)
+        if not isinstance(settings, dict):
+            raise InputError(f"{directory / CONFIG}: expected a JSON object, got a {type(settings).__name__}")
+        _require_same_items(directory, settings, item_ids)
         try:
             model = cls(settings.pop("num_items"), SASRecConfig(**settings))
             model.load_state_dict(load_file(directory / WEIGHTS))
@@ -144,6 +159,21 @@ class SASRec(nn.Module):
             raise InputError(f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected both "
                              "from one run of tools/train_sasrec.py: run it again") from None
         return model.eval()
+
+
+def _require_same_items(directory: Path, settings: dict[str, Any], item_ids: Sequence[str]) -> None:
+    """Takes the digest out of the settings."""
+    digest, num_items = settings.pop(ITEMS_DIGEST, None), settings.get("num_items")
+    if digest == numbering_digest(item_ids):
+        return
+    if digest is None:
+        fault = "does not say which items its numbers mean (an older version wrote it)"
+    elif num_items != len(item_ids):
+        fault = f"was trained on {num_items} items, the data has {len(item_ids)}"
+    else:
+        fault = (f"was trained on {num_items} items, as many as the data has, "
+                 "but not the same in the same order")
+    raise InputError(f"{directory}: this SASRec {fault}; train it on this data with tools/train_sasrec.py")
 
 
 def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfig,

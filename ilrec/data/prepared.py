@@ -28,6 +28,7 @@ from ilrec.outputs import check_new
 
 USERS, ITEMS, MANIFEST = "users.arrow", "items.arrow", "dataset.json"
 FORMAT = 1
+AGAIN = "make the directory again with tools/prepare_data.py"
 
 
 class ArrowStrings(Sequence[str]):
@@ -88,9 +89,10 @@ def read_prepared(directory: str | Path) -> InteractionDataset:
     directory = Path(directory)
     manifest = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f"{directory / MANIFEST}: expected format {FORMAT}; make the directory again with tools/prepare_data.py")
-    users = _read_table(directory / USERS, manifest["num_users"])
-    items = _read_table(directory / ITEMS, manifest["num_items"])
+        raise InputError(f"{directory / MANIFEST}: expected format {FORMAT}; {AGAIN}")
+    users, items = _read_table(directory / USERS), _read_table(directory / ITEMS)
+    if fingerprint_of((directory / USERS, directory / ITEMS)) != manifest["fingerprint"]:
+        raise InputError(f"{directory}: {USERS} and {ITEMS} are not those that {MANIFEST} was written with; {AGAIN}")
     offsets = users["items"].offsets.to_numpy()
     titles = ArrowStrings(items["title"])
     return InteractionDataset(
@@ -127,12 +129,8 @@ def _write_table(path: Path, columns: dict[str, pa.Array]) -> None:
         writer.write_batch(batch)
 
 
-def _read_table(path: Path, num_rows: int | None = None) -> pa.RecordBatch:
+def _read_table(path: Path) -> pa.RecordBatch:
     try:
-        batch = pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
+        return pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
     except (OSError, StopIteration, pa.ArrowException) as error:
-        raise InputError(f"{path}: not readable as Arrow ({' '.join(str(error).split())[:200]}); "
-                         "make the directory again with tools/prepare_data.py") from None
-    if num_rows is not None and len(batch) != num_rows:
-        raise InputError(f"{path}: {len(batch)} rows, {MANIFEST} says {num_rows}; make the directory again with tools/prepare_data.py")
-    return batch
+        raise InputError(f"{path}: not readable as Arrow ({' '.join(str(error).split())[:200]}); {AGAIN}") from None

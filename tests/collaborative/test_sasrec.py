@@ -15,6 +15,7 @@ from ilrec.config import SASRecConfig
 from ilrec.errors import InputError
 
 NUM_ITEMS = 12
+ITEM_IDS = [f"item {number}" for number in range(NUM_ITEMS)]
 CONFIG = SASRecConfig(hidden_size=16, num_layers=2, num_heads=2, dropout=0.1, max_history_items=5, learning_rate=1e-2,
                       weight_decay=0.0, batch_size=16, num_epochs=8, patience=8, seed=3)
 
@@ -176,8 +177,8 @@ def test_nothing_to_train_on():
 
 
 def test_save_and_load(model: SASRec, tmp_path: Path):
-    model.save(tmp_path / "sasrec")
-    loaded = SASRec.load(tmp_path / "sasrec")
+    model.save(tmp_path / "sasrec", ITEM_IDS)
+    loaded = SASRec.load(tmp_path / "sasrec", ITEM_IDS)
     assert (loaded.num_items, loaded.config, loaded.training) == (NUM_ITEMS, CONFIG, False)
     histories = [[1, 2, 3], [7]]
     assert torch.equal(loaded.item_probabilities(histories), model.item_probabilities(histories))
@@ -186,24 +187,58 @@ def test_save_and_load(model: SASRec, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_incomplete_is_refused(model: SASRec, tmp_path: Path, name: str):
-    model.save(tmp_path)
+    model.save(tmp_path, ITEM_IDS)
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=f"{name} missing"):
-        SASRec.load(tmp_path)
+        SASRec.load(tmp_path, ITEM_IDS)
 
 
 def test_damaged_is_refused(model: SASRec, tmp_path: Path):
     """Half a weights file; then the configuration of another catalogue."""
-    model.save(tmp_path)
+    model.save(tmp_path, ITEM_IDS)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:len(weights) // 2])
     with pytest.raises(InputError, match="do not fit together"):
-        SASRec.load(tmp_path)
+        SASRec.load(tmp_path, ITEM_IDS)
     (tmp_path / "model.safetensors").write_bytes(weights)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**settings, "num_items": NUM_ITEMS + 1}))
     with pytest.raises(InputError, match="do not fit together"):
-        SASRec.load(tmp_path)
+        SASRec.load(tmp_path, ITEM_IDS)
+
+
+@pytest.mark.parametrize(("item_ids", "message"), [
+    (ITEM_IDS[::-1], "was trained on 12 items, as many as the data has, but not the same in the same order"),
+    ([*ITEM_IDS[:-1], "another"], "as many as the data has, but not the same in the same order"),
+    (ITEM_IDS[1:], "was trained on 12 items, the data has 11"),
+])
+def test_another_numbering_is_refused(model: SASRec, tmp_path: Path, item_ids: list[str], message: str):
+    model.save(tmp_path, ITEM_IDS)
+    with pytest.raises(InputError, match=f"{message}; train it on this data with tools/train_sasrec.py"):
+        SASRec.load(tmp_path, item_ids)
+
+
+def test_a_filter_of_an_older_version_is_refused(model: SASRec, tmp_path: Path):
+    model.save(tmp_path, ITEM_IDS)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["items_sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="does not say which items its numbers mean .*; train it on this data"):
+        SASRec.load(tmp_path, ITEM_IDS)
+
+
+def test_new_weights_never_lie_beside_old_settings(model: SASRec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Interrupted between the two, the second save leaves an incomplete directory, not the first one's items."""
+    model.save(tmp_path, ITEM_IDS)
+    monkeypatch.setattr("ilrec.collaborative.sasrec.write_text", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.save(tmp_path, ITEM_IDS[::-1])
+    with pytest.raises(InputError, match="config.json missing"):
+        SASRec.load(tmp_path, ITEM_IDS)
+
+
+def interrupt(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def test_popularity_by_hand():

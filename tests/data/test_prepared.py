@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -63,11 +64,18 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+def items_of(directory: Path) -> bytes:
+    """As many items as make_dataset's, in another order."""
+    write_prepared(dataclasses.replace(make_dataset(), item_ids=["c", "b", "a"]), directory, {})
+    return (directory / ITEMS).read_bytes()
+
+
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda d: (d / MANIFEST).write_text('{"format": 99}'), "dataset.json: expected format 1"),
     (lambda d: (d / USERS).write_bytes((d / USERS).read_bytes()[:200]), "users.arrow: not readable as Arrow"),
     (lambda d: (d / ITEMS).unlink(), "items.arrow: not readable as Arrow"),
-    (lambda d: (d / ITEMS).write_bytes((d / USERS).read_bytes()), "items.arrow: 2 rows, dataset.json says 3"),
+    (lambda d: (d / ITEMS).write_bytes((d / USERS).read_bytes()), "out: .* are not those that dataset.json was written with"),
+    (lambda d: (d / ITEMS).write_bytes(items_of(d.with_name("other"))), "out: .* are not those that .*; make the directory again"),
 ])
 def test_damage_is_named(tmp_path: Path, damage, message: str):
     write_prepared(make_dataset(), tmp_path / "out", {})

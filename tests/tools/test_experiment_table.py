@@ -11,15 +11,18 @@ import tools_path  # noqa: F401  (puts tools/ on the path)
 from experiment_grid import Grid, Row
 from experiment_table import Result, compare, mean_and_deviation, paired_bootstrap, per_user, write_report
 
+from ilrec.errors import InputError
 from ilrec.ranking.metrics import ranking_metrics
 
+NUMBERING = {"users_sha256": "u", "items_sha256": "i"}
 
-def result(directory: Path, name: str, seed: int, ranks: np.ndarray) -> Result:
+
+def result(directory: Path, name: str, seed: int, ranks: np.ndarray, **protocol) -> Result:
     import torch
 
     path = directory / f"{name}-{seed}.json"
     metrics = ranking_metrics(torch.from_numpy(ranks), (1, 5, 10, 20))
-    path.write_text(json.dumps({"metrics": metrics, "protocol": {"num_users": len(ranks), "num_items": 100}}))
+    path.write_text(json.dumps({"metrics": metrics, "protocol": {"num_users": len(ranks), "num_items": 100, **NUMBERING, **protocol}}))
     np.save(path.with_suffix(".npy"), ranks)
     return Result(seed, path, None, 60.0, 120.0, 180.0, {"abc"}, {"a machine"})
 
@@ -62,6 +65,18 @@ def test_seeds_are_paired_where_both_rows_have_them(tmp_path):
     found = {c.metric: c for c in compare(grid_of(tmp_path, "A", "B"), results)}
     assert found["hit@10"].difference == pytest.approx(0.01) and found["hit@10"].num_seeds == (1, 1)
     assert found["hit@10"].low == 0.0 and found["hit@10"].p > 0.05
+
+
+@pytest.mark.parametrize(("other", "message"), [
+    ({"users_sha256": "v"}, r"B-0\.json: is of other users or items than .*A-0\.json, or of them in another order; remove it and"),
+    ({"items_sha256": "j"}, r"B-0\.json: is of other users or items"),
+    ({"users_sha256": None}, r"B-0\.json: does not say of which users its ranks are \(an older version wrote it\); remove it and"),
+])
+def test_ranks_of_others_are_not_compared(tmp_path, other, message):
+    ranks = np.arange(1, 101)
+    results = {"A": [result(tmp_path, "A", 0, ranks)], "B": [result(tmp_path, "B", 0, ranks, **other)]}
+    with pytest.raises(InputError, match=message):
+        compare(grid_of(tmp_path, "A", "B"), results)
 
 
 def test_report_has_each_row_and_says_what_is_missing(tmp_path):

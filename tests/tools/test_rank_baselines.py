@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tools_path  # noqa: F401  (puts tools/ on the path)
+from conftest import NUM_ITEMS
 from rank_baselines import ItemKNNConfig, item_knn, main, popularity
 
+from ilrec.collaborative.sasrec import SASRec
+from ilrec.config import SASRecConfig
 from ilrec.data.interactions import read_interactions
 from ilrec.errors import InputError
 
@@ -47,3 +51,25 @@ def test_unknown_field_is_refused(data, tmp_path):
     with pytest.raises(InputError, match="unknown field 'similarty' for --method item_knn; did you mean 'similarity'"):
         main(["--method", "item_knn", "--data", str(data), "--output", str(tmp_path / "x.json"), "--similarty", "cosine"])
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_filter_of_another_numbering_is_refused(data, tmp_path):
+    """As many items, their names the other way round: SASRec's first item is the data's last."""
+    SASRec(NUM_ITEMS, SASRecConfig(hidden_size=8)).save(tmp_path / "sasrec", [str(item) for item in range(NUM_ITEMS)][::-1])
+    with pytest.raises(InputError, match="sasrec: this SASRec was trained on 24 items, as many as the data has, but not"):
+        main(["--method", "sasrec", "--sasrec", str(tmp_path / "sasrec"), "--data", str(data), "--output", str(tmp_path / "x.json")])
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_rankings_say_whose_ranks_they_hold(data, tmp_path):
+    """The same users for every method; a directory in which one user has another name is told apart."""
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    users = json.loads((other / "tiny.inter.json").read_text())
+    (other / "tiny.inter.json").write_text(json.dumps({("me" if user == "3" else user): row for user, row in users.items()}))
+    digests = []
+    for method, directory in (("popularity", data), ("item_knn", data), ("popularity", other)):
+        main(["--method", method, "--data", str(directory), "--output", str(tmp_path / "x.json")])
+        protocol = json.loads((tmp_path / "x.json").read_text())["protocol"]
+        digests.append((protocol["users_sha256"], protocol["items_sha256"]))
+    assert digests[0] == digests[1] and digests[0][1] == digests[2][1] and digests[0][0] != digests[2][0]
