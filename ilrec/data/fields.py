@@ -15,7 +15,7 @@ import numpy as np
 SHOWN_CHARACTERS = 80  # of a wrong value
 # Half a character, as JSON's \ud83d alone: no text file can hold it.
 SURROGATES = re.compile("[\ud800-\udfff]")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)  # with an exponent that Decimal takes
 # How spreadsheets and data frames write a large number that they hold as a float: 1.23457E+12.
 FLOATED_NAME = re.compile(r"[+-]?\d+\.\d+[eE]\+?\d+", re.ASCII)
 LEAST, MOST = -(2**63), 2**63 - 1  # of an int64
@@ -44,8 +44,11 @@ def name_of(value: Any, column: str) -> str:
 def number_of(value: Any, column: str) -> int | Decimal:
     """The number as it is written; a Decimal where it has a fraction. ValueError where it is none, or not exact."""
     is_text, is_float = isinstance(value, str), isinstance(value, float)
+    # Nearly all are one of these two.
+    if type(value) is int and LEAST <= value <= MOST:
+        return value
     if is_text and len(value) < FRACTION_DIGITS and value.isascii() and value.isdigit():
-        return int(value)  # nearly all are such
+        return int(value)
     is_number = is_text or is_float or type(value) in (int, Decimal)  # and not bool, which is an int
     text = repr(value) if is_float else str(value).strip()
     if not is_number or not NUMBER.fullmatch(text):

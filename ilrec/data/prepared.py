@@ -28,6 +28,7 @@ from ilrec.outputs import check_new
 
 USERS, ITEMS, MANIFEST = "users.arrow", "items.arrow", "dataset.json"
 FORMAT = 1
+FIELDS = {"name", "fingerprint", "num_dropped_users"}  # of the manifest, that are read
 AGAIN = "make the directory again with tools/prepare_data.py"
 
 
@@ -88,8 +89,8 @@ def read_prepared(directory: str | Path) -> InteractionDataset:
     """The data that write_prepared wrote, memory-mapped. Raises InputError where it is incomplete or damaged."""
     directory = Path(directory)
     manifest = read_json(directory / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f"{directory / MANIFEST}: expected format {FORMAT}; {AGAIN}")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not FIELDS <= manifest.keys():
+        raise InputError(f"{directory / MANIFEST}: expected format {FORMAT} with {', '.join(sorted(FIELDS))}; {AGAIN}")
     users, items = _read_table(directory / USERS), _read_table(directory / ITEMS)
     if fingerprint_of((directory / USERS, directory / ITEMS)) != manifest["fingerprint"]:
         raise InputError(f"{directory}: {USERS} and {ITEMS} are not those that {MANIFEST} was written with; {AGAIN}")

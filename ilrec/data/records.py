@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -134,7 +134,8 @@ def _read_json_lines(path: Path, columns: Sequence[str], findings: Findings, opt
             continue
         try:
             content = _parse_line(text.decode("utf-8-sig" if line == 1 else "utf-8"))
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # UnicodeDecodeError is a ValueError
+        # UnicodeDecodeError is a ValueError; an exponent of twenty digits is no number for Decimal.
+        except (ValueError, InvalidOperation, SyntaxError, RecursionError, MemoryError) as error:
             findings.bad(path, line, f"not valid JSON ({error})")
             continue
         if not isinstance(content, dict):

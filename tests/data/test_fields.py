@@ -53,7 +53,7 @@ def test_lost_digits_are_refused(number):
     ("1_000", "expected a number, got '1_000'"), ("\u0663", "expected a number"), ("1e999999999", "has lost"),
     (None, "expected a number, got None"), (True, "expected a number, got True"), ("", "expected a number, got ''"),
     (float("nan"), "expected a number, got nan"), (Decimal("nan"), "expected a number, got NaN"),
-    ([0, [1], 0], "expected a number")])
+    ([0, [1], 0], "expected a number"), ("1e" + "9" * 20, "expected a number")])
 def test_what_is_no_number(number, message):
     with pytest.raises(ValueError, match=f"^t: .*{message}"):
         number_of(number, "t")

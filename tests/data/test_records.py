@@ -61,6 +61,7 @@ GOOD = '{"u": "a", "i": "x", "t": 1}\n'
     ("x.jsonl", GOOD + '{"u": "a", "i": "x", "t": 1' + "0" * 400 + "}\n",
      r"x\.jsonl:2: t: expected a number below 2\*\*63, got 10{79}"),
     ("x.jsonl", GOOD + '{"u": "a\\ud83d", "i": "x", "t": 1}\n', r"x\.jsonl:2: u: expected Unicode text, got 'a\\ud83d'"),
+    ("x.jsonl", GOOD + '{"u": "a", "i": "x", "t": 1e' + "9" * 20 + "}\n", r"x\.jsonl:2: not valid JSON"),
     ("x.jsonl", GOOD + "[" * 100_000 + "\n", r"x\.jsonl:2: not valid JSON"),
     ("x.jsonl", GOOD + "{'u': open('x')}\n", r"x\.jsonl:2: not valid JSON \(malformed node"),
     ("x.jsonl", GOOD + "{'u': 'a'\n", r"x\.jsonl:2: not valid JSON \('\{' was never closed"),
