@@ -122,3 +122,21 @@ def test_columns_must_be_named(data, tmp_path):
         main(["--interactions", str(tmp_path / "x.json"), *named, "--min_rating", "3", *common])
     with pytest.raises(InputError, match="--repeats: not with a directory"):
         main(["--interactions", str(data), "--repeats", "all", *common])
+
+
+def test_quotes_in_tsv_are_kept_or_read_and_the_report_says_so(tmp_path, capsys):
+    """A title that opens a quote stays one line; what a program quoted is read as it meant with --quoted_tsv."""
+    clicks, items = tmp_path / "clicks.tsv", tmp_path / "items.tsv"
+    clicks.write_text("u\ti\tt\n" + "".join(f"u{u}\ti{(u + k) % 4}\t{k}\n" for u in range(4) for k in range(4)))
+    words = ["--interactions", str(clicks), "--items", str(items), "--user_column", "u", "--item_column", "i",
+             "--time_column", "t", "--k_core", "1", "--output"]
+    items.write_text('i\ttitle\ni0\t"Open\ni1\tClose"\ni2\t"Both"\ni3\tPlain\n')
+    main([*words, str(tmp_path / "plain")])
+    assert list(read_interactions(tmp_path / "plain", 0).titles) == ['"Open', 'Close"', '"Both"', "Plain"]
+    assert "lines with fields within quotes  1, first at items.tsv:4" in capsys.readouterr().out
+    items.write_text('i\ttitle\ni0\t"Two\nlines"\ni1\t"a ""b"" c"\ni2\tBoth\ni3\tPlain\n')
+    main([*words, str(tmp_path / "quoted"), "--quoted_tsv"])
+    assert list(read_interactions(tmp_path / "quoted", 0).titles) == ["Two lines", 'a "b" c', "Both", "Plain"]
+    assert "records that span lines" in capsys.readouterr().out
+    about = json.loads((tmp_path / "quoted" / "dataset.json").read_text())["about"]
+    assert about["statistics"]["records that span lines"] == "1, first at items.tsv:2"
