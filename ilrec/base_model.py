@@ -7,10 +7,12 @@ kind of thing, also under ZeRO-3, where weights are sharded while they are read.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from ilrec.config import ModelConfig
+from ilrec.config import ModelConfig, write_text
 from ilrec.errors import InputError
 from ilrec.model_source import ModelSource
 from ilrec.portable import make_portable
@@ -33,13 +35,20 @@ from ilrec.portable import make_portable
 # Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
 # a prompt and of titles in pieces; semantic-ID tokens come on top.
 SCRATCH_VOCAB_SIZE = 512
+# In such a directory: what its model was made of.
+ORIGIN = "made_of.json"
 EOS, PAD = "</s>", "<pad>"
 FLASH_ATTENTION = "flash_attention_2"
 
 
-def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed: int) -> None:
-    """Write the model from scratch, or the GGUF file's, into `directory`, beside and renamed. Call on one rank only."""
-    if (directory / "config.json").exists():
+def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed: int,
+                origin: Mapping[str, Any] | None = None) -> None:
+    """Write the model from scratch, or the GGUF file's, into `directory`, beside and renamed. On one rank.
+
+    origin: JSON, what decides the model. One that was made of the same is kept; any other is replaced.
+    """
+    record = json.dumps(origin or {}, sort_keys=True)
+    if (directory / ORIGIN).exists() and (directory / ORIGIN).read_text(encoding="utf-8") == record:
         return
     beside = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -51,6 +60,8 @@ def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     make_portable(beside)
+    write_text(beside / ORIGIN, record)
+    shutil.rmtree(directory, ignore_errors=True)
     os.replace(beside, directory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.metadata
 import logging
@@ -10,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,8 +23,19 @@ BAD_INPUT = 2
 # Longer than the launchers take to end the other ranks once one has exited (deepspeed and torchrun poll within a second).
 LAUNCHER_GRACE_SECONDS = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-# What gloo and the store say where torch.distributed.DistError is not raised.
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+# Of an error's text: that it comes from what connects the ranks ...
+FROM_BACKEND = ("gloo", "NCCL", "c10d", "TCPStore", "env:// rendezvous")
+# ... and that the rank at the other end is gone: gloo's and the store's words, and NCCL's ncclRemoteError.
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused",
+             "remote process exit")
+# What to do where ranks do not find together, by what the backend says; last where it says anything else.
+RENDEZVOUS_ADVICE = (
+    ("EADDRINUSE", "Another program has that port, an earlier run perhaps: end it, or give another port "
+                   "(--master_port of deepspeed and torchrun; MASTER_PORT for ranks started by hand)"),
+    ("Duplicate GPU", "Start no more ranks on a node than it has GPUs, and give each its LOCAL_RANK, "
+                      "the number of its GPU"),
+    ("", "All ranks must be started, each with its own RANK, all with one WORLD_SIZE, MASTER_ADDR and "
+         "MASTER_PORT, and must reach that port"))
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "numpy", "flash-attn", "triton")
 
 
@@ -57,8 +69,8 @@ def run_entry(main: Callable[[list[str]], int | None]) -> None:
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
-        seen = str(error).splitlines()[0]
-        print(f"error: rank {rank()}: another rank has ended, which says why (noticed here as: {seen})", file=sys.stderr, flush=True)
+        print(f"error: rank {rank()}: another rank has ended; its message says why, or its exit status "
+              f"where it was killed (noticed here as: {backend_line(error)})", file=sys.stderr, flush=True)
         os._exit(1)
     leave_process_group(status or 0)
 
@@ -79,9 +91,41 @@ def leave_process_group(status: int = 0) -> None:
         sys.exit(status)
 
 
+@contextlib.contextmanager
+def joining_ranks() -> Iterator[None]:
+    """Inside, the process group is started. Where that fails: an InputError with the backend's own words.
+
+    NCCL connects ranks in their first collective operation: only after one does the group count as up.
+    """
+    try:
+        yield
+        if torch.distributed.is_initialized():
+            device = "cuda" if torch.cuda.is_available() else "cpu"  # the process's current GPU
+            torch.distributed.all_reduce(torch.zeros(1, device=device))
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError) or not _is_from_backend(error):
+            raise
+        place = ", ".join(f"{name} {os.environ.get(name, '(not set)')}" for name in ("MASTER_ADDR", "MASTER_PORT"))
+        advice = next(advice for text, advice in RENDEZVOUS_ADVICE if text in str(error))
+        raise InputError(f"rank {rank()} of {world_size()} could not join the others at {place}: "
+                         f"{backend_line(error)}. {advice}") from None
+
+
+def backend_line(error: BaseException) -> str:
+    """The last line of an error's text, where NCCL names the cause; not the C++ frames that may follow."""
+    lines = str(error).partition("Exception raised from")[0].strip().splitlines()
+    return lines[-1].strip().rstrip(".") if lines else type(error).__name__
+
+
+def _is_from_backend(error: BaseException) -> bool:
+    named = any(text in str(error) for text in FROM_BACKEND)
+    return named or isinstance(error, torch.distributed.DistError)
+
+
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """A collective operation that failed because a rank is gone: the cause is in that rank's message, not here."""
-    return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in LOST_PEER)
+    """A collective operation that failed because a rank is gone: the cause is in its message, not here."""
+    lost = any(text in str(error) for text in LOST_PEER)
+    return lost and torch.distributed.is_initialized() and _is_from_backend(error)
 
 
 def environment(argv: list[str]) -> dict[str, object]:

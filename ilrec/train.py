@@ -40,13 +40,21 @@ from ilrec.base_model import (
     materialise,
 )
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.config import TrainConfig, load_config, parse_overrides, write_text, write_yaml
-from ilrec.data.batches import TokenBudgetSampler
+from ilrec.config import (
+    ModelConfig,
+    TrainConfig,
+    load_config,
+    parse_overrides,
+    write_text,
+    write_yaml,
+)
+from ilrec.data.batches import TokenBudgetSampler, is_flattened
 from ilrec.data.collators import TrainingCollator, flattening_collator
 from ilrec.data.samples import EvaluationSamples, SampleBuilder
 from ilrec.data.task import RecommendationTask, item_trie, load_task
-from ilrec.entry import environment, rank, run_entry, world_size
+from ilrec.entry import environment, joining_ranks, rank, run_entry, world_size
 from ilrec.errors import InputError
+from ilrec.identity import base_origin, run_identity
 from ilrec.merging.fingerprint import weights_fingerprint
 from ilrec.merging.sources import check_source
 from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter, vocabulary_objective
@@ -55,19 +63,22 @@ from ilrec.ops.backends import why_unavailable
 from ilrec.outputs import check_directory
 from ilrec.training import zero3
 from ilrec.training.checkpoints import (
+    FINAL,
     RunLock,
     find_checkpoint,
     forget_unfinished,
     full_disk_is_said,
     publish,
     ranks_of,
+    require_base,
+    set_aside,
     staging,
 )
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.stop import STOPPED, StopRequest
+from ilrec.training.together import agreed
 from ilrec.training.trainer import ContinuationCollator, ILRecTrainer
 
-FINAL = "final"
 logger = logging.getLogger("ilrec.train")
 
 
@@ -148,7 +159,7 @@ def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleB
     sampler = None
     if config.data.max_tokens_per_batch:
         flash = model.config._attn_implementation == FLASH_ATTENTION
-        flattened = config.data.batch_layout == "flattened" or (config.data.batch_layout == "auto" and flash)
+        flattened = is_flattened(config.data.batch_layout, flash)
         if flattened:
             batch_collate = IdentifiedCollator(with_continuations(flattening_collator(boundaries=flash)))
         sampler = TokenBudgetSampler(samples.num_tokens(), config.data.max_tokens_per_batch, flattened, config.training.seed,
@@ -164,18 +175,26 @@ def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleB
     return trainer
 
 
-def run_facts(config: TrainConfig, task: RecommendationTask) -> dict[str, Any]:
-    """What a checkpoint must share with the run that goes on from it: the samples and their order."""
-    return {**task.identity(), "seed": config.training.seed}
-
-
 def base_facts(source: ModelSource) -> dict[str, Any]:
-    """Which weights training started from, so that an adapter is not merged into others. Empty where they are not in safetensors."""
-    if rank() != 0:
-        return {}  # what rank 0 says is written
-    with contextlib.suppress(InputError):
-        return {"base": {"name": source.base, "weights": weights_fingerprint(local_directory(source.base))}}
-    return {}
+    """Which weights training started from, so that an adapter is not merged into others.
+
+    Empty where they are not in safetensors. Every rank calls it, and gets what rank 0 has read.
+    """
+    def read() -> dict[str, Any]:
+        with contextlib.suppress(InputError):
+            weights = weights_fingerprint(local_directory(source.base))
+            return {"name": source.base, "weights": weights}
+        return {}
+
+    return agreed(read)
+
+
+def places_read(config: ModelConfig) -> list[str]:
+    """Where the model to start from lies; nowhere, where it is made from scratch."""
+    if is_materialised(config):
+        return [config.model] if config.model else []
+    source = find_model(config.model, config.base)
+    return [place for place in (source.base, source.adapter) if place]
 
 
 def find_source(config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments) -> ModelSource:
@@ -188,7 +207,8 @@ def find_source(config: TrainConfig, task: RecommendationTask, arguments: Traini
     texts = (task.prompt.item_text(item) for item in range(task.dataset.num_items))
     with arguments.main_process_first(local=False), zero3.unsharded(arguments):
         if arguments.process_index == 0:
-            materialise(config.model, directory, texts, config.training.seed)
+            origin = base_origin(config, task)
+            materialise(config.model, directory, texts, config.training.seed, origin)
     return find_model(str(directory))
 
 
@@ -222,8 +242,11 @@ def log_sizes(model: torch.nn.Module, samples: Sized, task: RecommendationTask) 
                 *(f"{n:,}" for n in (task.dataset.num_users, task.dataset.num_items, len(samples), count(False), count(True))))
 
 
-def train(argv: list[str]) -> int:
-    """The exit status: 0, or STOPPED where a signal ended the run after a checkpoint."""
+def train(argv: list[str], variant: Mapping[str, Any] | None = None) -> int:
+    """The exit status: 0, or STOPPED where a signal ended the run after a checkpoint.
+
+    variant: as for run_identity.
+    """
     config, ds_path = parse_arguments(argv)
     if rank() == 0:  # it alone makes the directory, and the launcher ends the others
         check_directory(config.training.output_dir)
@@ -233,15 +256,17 @@ def train(argv: list[str]) -> int:
         zero3.allow_state_classes()
         ds_config = zero3.read_ds_config(ds_path, config.flat(), choose_dtype(config.model.dtype), world_size())
     task = load_task(config.data)
-    if not is_materialised(config.model):
-        find_model(config.model.model, config.model.base)  # a wrong path is said before anything starts
-    arguments = training_arguments(config, ds_config)
+    sources = places_read(config.model)  # a wrong path is said before anything starts
+    with joining_ranks():
+        arguments = training_arguments(config, ds_config)
+        zero3.prepare_sharded_loading()
     unavailable = why_unavailable(config.objective.backend, arguments.device, torch.float32)
     if unavailable:
         raise InputError(f"backend: {unavailable}")
     lock = RunLock(config.training.output_dir) if rank() == 0 else None
-    checkpoint = find_checkpoint(config.training.output_dir, config.training.resume, run_facts(config, task))
-    zero3.prepare_sharded_loading()
+    identity = run_identity(config, task, ds_config, arguments.world_size, variant)
+    checkpoint = find_checkpoint(config.training.output_dir, config.training.resume, identity)
+    set_aside(config.training.output_dir, checkpoint, sources)
     if checkpoint and ds_config is not None and ranks_of(checkpoint) != arguments.world_size:
         logger.warning("%s was written by %d ranks, now there are %d; let gradient_accumulation_steps keep the global batch as it was",
                        checkpoint, ranks_of(checkpoint), arguments.world_size)
@@ -251,13 +276,16 @@ def train(argv: list[str]) -> int:
         write_run_directory(config, ds_config, argv, task)
     set_seed(config.training.seed)
     source = find_source(config, task, arguments)
+    base = base_facts(source)
+    if checkpoint:
+        require_base(checkpoint, base)
     tokenizer = load_tokenizer(source, config.model.trust_remote_code)
     item_tokens = task.prompt.new_tokens()
     add_tokens(tokenizer, item_tokens, config)
     builder = task.sample_builder(tokenizer)
     model = load_model(config, source, tokenizer, item_tokens, builder.item_token_ids())
     with StopRequest() as stop, zero3.weights_only(checkpoint):
-        facts = {**run_facts(config, task), **base_facts(source)}
+        facts = {"identity": identity, "base": base}
         trainer = make_trainer(config, task, builder, model, arguments, tokenizer, [stop], facts)
         trainer.train(resume_from_checkpoint=checkpoint)
         state = trainer.state

@@ -18,6 +18,7 @@ ALLOWED = {
     "portable": {"config"}, "base_model": {"config", "model_source", "portable"}, "vocabulary_head": set(),
     "merging": {"config", "model_source", "portable", "training"},
     "model": {"config", "ops", "vocabulary_head"},
+    "identity": {"config", "base_model", "model_source", "data", "collaborative", "training", "merging"},
     "entry": set(), "training": {"config", "ops", "items", "data", "collaborative", "model", "portable"},
 }
 ONLY_IN = {"deepspeed": {"training.zero3"}, "triton": {"ops.triton_math", "ops.triton_rows", "ops.triton_tiles"}}

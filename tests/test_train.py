@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import INIT, NUM_USERS, ROOT
+from safetensors.torch import load_file, save_file
 
 from ilrec import train as train_module
 from ilrec.base_model import load_base, load_tokenizer
@@ -145,8 +146,56 @@ def test_a_run_does_not_go_on_with_other_data(data, base, tmp_path):
     run("stage1", mine, tmp_path / "run", model=base)
     content = json.loads((mine / "tiny.inter.json").read_text())
     (mine / "tiny.inter.json").write_text(json.dumps({**content, "0": content["0"][::-1]}))
-    with pytest.raises(InputError, match="checkpoint-3: was trained with data_sha256 [0-9a-f]{12}.*Put back what it was to go on"):
+    with pytest.raises(InputError, match="checkpoint-3 was trained with other settings than these: data: .*data .sha256 [0-9a-f]{12}"):
         run("stage1", mine, tmp_path / "run", model=base)
+
+
+def test_a_run_does_not_go_on_with_other_settings(data, base, tmp_path, caplog):
+    """Refused and left as it is; told to start anew, the earlier run is kept apart, and nothing of it is gone on from."""
+    directory = tmp_path / "run"
+    first = (run("stage1", data, directory, model=base, beta=0.1) / "adapter_model.safetensors").read_bytes()
+    config = (directory / "config.yaml").read_text()
+    with pytest.raises(InputError, match="checkpoint-3 was trained with other settings than these: beta: 0.1 there, 0.9 now"):
+        run("stage1", data, directory, model=base, beta=0.9)
+    assert (directory / "config.yaml").read_text() == config
+    second = run("stage1", data, directory, model=base, beta=0.9, resume="never") / "adapter_model.safetensors"
+    assert (directory / "earlier-1" / "final" / second.name).read_bytes() == first != second.read_bytes()
+    alone = run("stage1", data, tmp_path / "alone", model=base, beta=0.9) / second.name
+    assert second.read_bytes() == alone.read_bytes()
+    run("stage1", data, directory, model=base, beta=0.9)
+    assert "not finished" not in caplog.text and not (directory / ".saving").exists()
+
+
+def test_what_may_change_is_obeyed(data, base, tmp_path):
+    """More steps under a schedule that allows them, and other intervals: as asked now, not as the checkpoint remembers."""
+    fields = {"model": base, "lr_scheduler_type": "constant"}
+    run("stage1", data, tmp_path / "whole", **fields, max_steps=6)
+    run("stage1", data, tmp_path / "run", **fields, max_steps=2, save_steps=2)
+    run("stage1", data, tmp_path / "run", **fields, max_steps=6, save_steps=3, logging_steps=2)
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+    lines = {line["step"]: line for line in logged(tmp_path / "run")}
+    assert list(lines) == [1, 2, 3, 4, 6]  # each checkpoint has a line
+    assert lines[3]["loss"] == logged(tmp_path / "whole")[2]["loss"]
+    with pytest.raises(InputError, match="goes on from step 6, and this run ends at step 4"):
+        run("stage1", data, tmp_path / "run", **fields, max_steps=4)
+
+
+def test_a_base_in_the_run_directory_is_made_of_what_is_asked(data, tmp_path):
+    """The first run has ended before it had a checkpoint; its base, of another size, is still there."""
+    run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
+    for left in (tmp_path / "run").iterdir():
+        if left.name != "base":
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    final = run("quickstart", data, tmp_path / "run", init=json.dumps({**INIT, "intermediate_size": 48}), max_steps=1)
+    assert json.loads((final / "config.json").read_text())["intermediate_size"] == 48
+
+
+def test_a_base_made_anew_must_be_the_one_that_was_trained_on(data, tmp_path):
+    run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
+    weights = tmp_path / "run" / "base" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(InputError, match="checkpoint-1 was trained on .*base, whose weights were others than those in .*base now"):
+        run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
 
 
 def test_refusals(data, base, tmp_path, sasrec):

@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
     if torch.cuda.is_available():
         raise InputError("tools/train_ablation.py runs on the CPU only: hide the GPUs with CUDA_VISIBLE_DEVICES=")
     setattr(*EXCHANGES[arguments.negatives])
-    entry.train([*rest, "--backend", "row_slab", *(["--num_readout_layers", "1"] if arguments.negatives == "last_layer" else [])])
+    layers = ["--num_readout_layers", "1"] if arguments.negatives == "last_layer" else []
+    entry.train([*rest, "--backend", "row_slab", *layers], variant={"negatives": arguments.negatives})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from ilrec.data.samples import IGNORE_INDEX, SampleBuilder, TrainingSamples
 from ilrec.data.task import load_task
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
+from ilrec.identity import run_identity
 from ilrec.outputs import check_directory
 from ilrec.train import (
     add_tokens,
@@ -40,7 +41,6 @@ from ilrec.train import (
     find_source,
     load_model,
     load_tokenizer,
-    run_facts,
     save_final,
     training_arguments,
     write_run_directory,
@@ -110,6 +110,8 @@ def main(argv: list[str]) -> None:
     check_directory(config.training.output_dir)
     task = load_task(config.data)
     arguments = training_arguments(config, None)
+    variant = {"num_rejected": own.num_rejected, "dpo_beta": own.dpo_beta}
+    identity = run_identity(config, task, None, arguments.world_size, variant)
     write_run_directory(config, None, argv, task)
     set_seed(config.training.seed)
     source = find_source(config, task, arguments)
@@ -124,7 +126,7 @@ def main(argv: list[str]) -> None:
                           data_collator=lambda groups: collate([sample for group in groups for sample in group]),
                           reference=copy.deepcopy(model).requires_grad_(False), num_rejected=own.num_rejected, dpo_beta=own.dpo_beta)
     trainer.train()
-    save_final(trainer, config, task, {**run_facts(config, task), **base_facts(source)})
+    save_final(trainer, config, task, {"identity": identity, "base": base_facts(source)})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ from torch.utils.data import DataLoader, Sampler
 from ilrec.errors import InputError
 
 
+def is_flattened(layout: str, flash: bool) -> bool:
+    """Whether a batch is one row without padding. flash: the attention is flash_attention_2."""
+    return layout == "flattened" or (layout == "auto" and flash)
+
+
 @dataclass(frozen=True)
 class EpochPlan:
     """places_S: ranks in the order of length, batch after batch. ends_B: where each batch ends in it."""

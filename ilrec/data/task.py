@@ -5,7 +5,6 @@ Training and ranking both start here, so that both render users and items in the
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -45,10 +44,11 @@ class RecommendationTask:
         return samples(self.dataset, builder)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the samples and their order but the seed: digests of the files, and the settings that are no paths."""
-        settings = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in ("data", "semantic_ids")}
+        """What lies at the settings' paths, by its digest: {"path", "sha256"} of each."""
         ids = hashlib.sha256(repr(self.semantic_ids).encode()).hexdigest()
-        return {"data_sha256": self.dataset.fingerprint, "semantic_ids_sha256": ids, **settings}
+        index = self.config.semantic_ids or self.config.data
+        return {"data": {"path": self.config.data, "sha256": self.dataset.fingerprint},
+                "semantic_ids": {"path": index, "sha256": ids}}
 
     def write_item_index(self, path: str | Path) -> None:
         """The semantic IDs that the model was trained with, so that ranking does not depend on the data directory's."""

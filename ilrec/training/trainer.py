@@ -133,6 +133,12 @@ class RunDirectory(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The steps that this run repeats, or all of a fresh one, are not there twice."""
+        # The Trainer would keep to the checkpoint's steps between log lines, evaluations and checkpoints.
+        state.compute_steps(args, state.max_steps)
+        if state.global_step > state.max_steps:
+            raise InputError(f"{args.output_dir}: goes on from step {state.global_step}, and this run ends at "
+                             f"step {state.max_steps}; give more max_steps or num_train_epochs, or name an "
+                             "earlier checkpoint with --resume")
         path = Path(str(args.output_dir)) / "metrics.jsonl"
         if state.is_world_process_zero and path.exists():
             write_text(path, "".join(line + "\n" for line in _whole_lines(path) if json.loads(line)["step"] <= state.global_step > 0))

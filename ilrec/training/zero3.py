@@ -14,8 +14,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
@@ -35,6 +36,16 @@ from ilrec.errors import InputError
 BATCH_KEYS = {"train_micro_batch_size_per_gpu": "per_device_train_batch_size",
               "gradient_accumulation_steps": "gradient_accumulation_steps",
               "gradient_clipping": "max_grad_norm"}
+# Keys that leave the result as it is but for rounding, or that are compared with the recipe: batch, logging,
+# and how ZeRO moves and keeps its shards. All others are part of what a checkpoint is known by.
+DS_MAY_CHANGE = frozenset({
+    *BATCH_KEYS, "train_batch_size", "steps_per_print", "wall_clock_breakdown", "dump_state",
+    "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor", "activation_checkpointing",
+    "aio", "checkpoint", "offload_optimizer", "offload_param", "overlap_comm", "contiguous_gradients",
+    "reduce_scatter", "round_robin_gradients", "allgather_partitions", "allgather_bucket_size",
+    "reduce_bucket_size", "sub_group_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+    "stage3_gather_16bit_weights_on_model_save"})
 UNIVERSAL = "_universal"
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # torch's message: "Unsupported global: GLOBAL posix.system was not an allowed global by default".
@@ -67,6 +78,23 @@ def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_s
             raise InputError(f"{path}: {section}.enabled = {str(enabled).lower()} contradicts dtype {str(dtype).split('.')[-1]}"
                              f' of the recipe; write "auto" into the file, or set --dtype')
     return config
+
+
+def deciding_settings(ds_config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of DeepSpeed's configuration decides the result. `auto` is left out: the recipe decides it.
+
+    zero_stage None: no DeepSpeed, whose checkpoints are of another kind.
+    """
+    if ds_config is None:
+        return {"zero_stage": None, "ds_config": None}
+    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+    return {"zero_stage": stage, "ds_config": _deciding(ds_config)}
+
+
+def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _deciding(value) if isinstance(value, Mapping) else value
+            for key, value in section.items() if key not in DS_MAY_CHANGE}
+    return {key: value for key, value in kept.items() if value not in ("auto", {})}
 
 
 def prepare_environment() -> None:
