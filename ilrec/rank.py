@@ -32,7 +32,7 @@ from ilrec.config import CANDIDATES, DTYPES, DataConfig, ModelConfig, build_sect
 from ilrec.data.collators import PromptCollator
 from ilrec.data.samples import EvaluationSamples
 from ilrec.data.task import item_trie, load_task
-from ilrec.entry import rank, run_entry, world_size
+from ilrec.entry import joining_ranks, rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.merging.sources import check_source
@@ -164,7 +164,8 @@ def start_processes() -> torch.device:
     if cuda:
         torch.cuda.set_device(device)
     if world_size() > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        with joining_ranks():
+            dist.init_process_group("nccl" if cuda else "gloo")
     return device
 
 

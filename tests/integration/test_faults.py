@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import launch
 from launched_runs import assert_same_run, command, ends, finish, kill_all, newest_step, ranks_of, started, training_lines, wait_for
 from safetensors.torch import load_file
 from stress_resume import Report, start_and_kill
@@ -74,6 +75,17 @@ def test_another_number_of_ranks_goes_on_with_the_same_losses(zero, ranks, data,
     for line, want in zip(training_lines(tmp_path / "other"), expected, strict=True):
         for name in ("step", "loss", "grad_norm", "learning_rate"):
             assert line[name] == pytest.approx(want[name], rel=1e-4), (line["step"], name)
+
+
+def test_another_run_is_refused_on_all_ranks_at_once(data, base, tmp_path):
+    """Rank 0 compares; no rank waits for it, and nothing is loaded first."""
+    words = command("stage1", "zero2", data, base, tmp_path / "run", "--max_steps", "1")
+    finish(words)
+    result = launch("torchrun", *words[1:], "--beta", "0.9", timeout=120)
+    said = result.stdout + result.stderr
+    assert result.returncode != 0 and "another rank has ended" not in said
+    assert "checkpoint-1 was trained with other settings than these: beta: 0.1 there, 0.9 now" in said
+    assert "Loading weights" not in said and not (tmp_path / "run" / ".saving").exists()
 
 
 def test_one_process_says_by_its_exit_status_that_it_was_stopped(data, base, tmp_path):
