@@ -147,8 +147,9 @@ def main(argv: list[str]) -> None:
     shared = {"data": data, "semantic_ids": index}
     sft = train(run, "sft", "quickstart", {**shared, **cut}, [index])
     stage = {**shared, **STAGE, "sasrec": sasrec, **cut}
-    stage1 = train(run, "stage1", "stage1", {"model": sft, **stage}, [sft / "model.safetensors"])
-    stage2 = train(run, "stage2", "stage2", {"model": stage1, **stage}, [stage1 / "adapter_model.safetensors"])
+    reward = sasrec / "model.safetensors"
+    stage1 = train(run, "stage1", "stage1", {"model": sft, **stage}, [sft / "model.safetensors", reward])
+    stage2 = train(run, "stage2", "stage2", {"model": stage1, **stage}, [stage1 / "adapter_model.safetensors", reward])
     merged = output / "merged"
     run.step("merge", [*python, "tools/merge_lora.py", "--adapter", str(stage2), "--output", str(merged)],
              [stage2 / "adapter_model.safetensors"], merged)

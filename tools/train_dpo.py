@@ -41,10 +41,12 @@ from ilrec.train import (
     find_source,
     load_model,
     load_tokenizer,
+    places_read,
     save_final,
     training_arguments,
     write_run_directory,
 )
+from ilrec.training.checkpoints import set_aside
 from ilrec.training.trainer import RunDirectory
 
 
@@ -112,6 +114,7 @@ def main(argv: list[str]) -> None:
     arguments = training_arguments(config, None)
     variant = {"num_rejected": own.num_rejected, "dpo_beta": own.dpo_beta}
     identity = run_identity(config, task, None, arguments.world_size, variant)
+    set_aside(config.training.output_dir, None, places_read(config.model))  # it always starts afresh
     write_run_directory(config, None, argv, task)
     set_seed(config.training.seed)
     source = find_source(config, task, arguments)
