@@ -5,9 +5,10 @@ The file is LC-Rec's *.index.json: {item: ["<a_12>", "<b_3>", "<c_77>"]}.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +60,19 @@ def _token(level: int, code: int) -> str:
 
 
 def resolve_collisions(semantic_ids: Sequence[SemanticId]) -> list[SemanticId]:
-    """Items that share an ID get one more token, 0, 1, 2, ... in item order; the others stay as they are.
+    """Items that share an ID get one more token, 0, 1, 2, ... in item order; the others stay.
 
-    IDs of different length are told apart by the end token that closes every response.
+    A number that would make another item's ID is passed over. IDs of different length are told
+    apart by the end token that closes every response.
     """
     counts = Counter(semantic_ids)
-    seen: Counter[SemanticId] = Counter()
-    resolved = []
-    for codes in semantic_ids:
-        if counts[codes] == 1:
-            resolved.append(codes)
-            continue
-        resolved.append((*codes, _token(len(codes), seen[codes])))
-        seen[codes] += 1
-    return resolved
+    longer = {codes: _longer(codes, counts) for codes, count in counts.items() if count > 1}
+    return [next(longer[codes]) if codes in longer else codes for codes in semantic_ids]
+
+
+def _longer(codes: SemanticId, taken: Container[SemanticId]) -> Iterator[SemanticId]:
+    candidates = ((*codes, _token(len(codes), number)) for number in itertools.count())
+    return (candidate for candidate in candidates if candidate not in taken)
 
 
 def item_tokens(semantic_ids: Sequence[SemanticId]) -> list[str]:

@@ -25,6 +25,17 @@ def test_collisions_get_one_more_token_and_the_rest_stays():
     assert resolve_collisions([shared, alone, shared]) == [(*shared, "<c_0>"), alone, (*shared, "<c_1>")]
 
 
+def test_resolving_makes_no_new_collision():
+    """The token that tells two items apart is one that no other item has after the same codes."""
+    shared, other = ("<a_1>", "<b_1>"), ("<a_2>", "<b_2>")
+    ids = [shared, (*shared, "<c_0>"), shared, other, (*shared, "<c_2>"), shared, other]
+    resolved = resolve_collisions(ids)
+    assert resolved == [
+        (*shared, "<c_1>"), (*shared, "<c_0>"), (*shared, "<c_3>"), (*other, "<c_0>"),
+        (*shared, "<c_2>"), (*shared, "<c_4>"), (*other, "<c_1>")]
+    assert len(set(resolved)) == len(ids) and resolve_collisions(resolved) == resolved
+
+
 def test_item_tokens_are_sorted_by_level_and_code():
     assert item_tokens([("<a_10>", "<b_0>"), ("<a_9>", "<b_0>")]) == ["<a_9>", "<a_10>", "<b_0>"]
 
