@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from ilrec.config import ModelConfig, write_text
+from ilrec.config import ModelConfig, read_json, write_text
 from ilrec.errors import InputError
 from ilrec.model_source import ModelSource
 from ilrec.portable import make_portable
@@ -115,11 +116,31 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise InputError(f"model: no tokenizer could be read from {source.tokenizer}: {_first_line(error)}") from error
+    _check_numbers(tokenizer, source.tokenizer)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source.tokenizer}: its tokenizer has no end-of-sequence token; every item ends with it: set eos_token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_numbers(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """InputError where a token has another number than in its file.
+
+    The library numbers added tokens anew, one after the other, whatever the file says.
+    """
+    file = "tokenizer.json"
+    path = Path(name) / file if Path(name).is_dir() else try_to_load_from_cache(name, file)
+    if not isinstance(path, str | Path) or not Path(path).exists():
+        return
+    vocabulary = tokenizer.get_vocab()
+    for token in read_json(path).get("added_tokens", []):
+        number = vocabulary.get(token["content"], token["id"])
+        if number != token["id"]:
+            raise InputError(
+                f"{path}: {token['content']!r} has number {token['id']} there and is read as "
+                f"{number}, another token's row: numbers before it are not in use; give each of "
+                "them a name in model.vocab")
 
 
 def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:

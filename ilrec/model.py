@@ -168,19 +168,25 @@ def _check_decoder(model: PreTrainedModel, objective: ObjectiveConfig) -> None:
                          f"got {objective.num_readout_layers}")
 
 
-def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rows for tokens that the tokenizer has and the model lacks. A padded vocabulary keeps its rows."""
-    if len(tokenizer) > vocabulary_rows(model):
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> range:
+    """Rows for tokens that the tokenizer has and the model lacks; returns which.
+
+    A padded vocabulary keeps its rows. The largest number counts, not how many tokens there are: a
+    tokenizer need not use every number.
+    """
+    before, needed = vocabulary_rows(model), max(tokenizer.get_vocab().values()) + 1
+    if needed > before:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    return range(before, needed)
 
 
-def add_adapter(model: PreTrainedModel, config: ModelConfig, item_token_ids: list[int]) -> PeftModel:
-    """A fresh LoRA adapter, with the item tokens' embedding and head rows trained beside it (peft token rows)."""
+def add_adapter(model: PreTrainedModel, config: ModelConfig, token_ids: list[int]) -> PeftModel:
+    """A fresh LoRA adapter; beside it the embedding and head rows of `token_ids` are trained."""
     rows: dict[str, list[int]] | None = None
-    if config.train_item_tokens and item_token_ids:
-        rows = {_name_of(model, model.get_input_embeddings()): item_token_ids}
+    if token_ids:
+        rows = {_name_of(model, model.get_input_embeddings()): token_ids}
         if not model.config.tie_word_embeddings:
-            rows[_name_of(model, model.get_output_embeddings())] = item_token_ids
+            rows[_name_of(model, model.get_output_embeddings())] = token_ids
     adapter = LoraConfig(
         task_type="CAUSAL_LM", r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
         target_modules=config.lora_target_modules, trainable_token_indices=rows)
@@ -203,6 +209,6 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, is_trainable: bo
         adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
         adapted.active_peft_config.base_model_name_or_path = model.config.name_or_path  # it may have moved
         return _saved_without_embeddings(adapted)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError, OSError) as error:
         reason = " ".join(str(error).split())[:400]
         raise InputError(f"{directory}: this adapter does not load on {model.config.name_or_path}: {reason}") from error

@@ -37,7 +37,7 @@ from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
 from ilrec.merging.sources import check_source
 from ilrec.model import add_item_tokens, load_adapter
-from ilrec.model_source import find_model
+from ilrec.model_source import ModelSource, find_model
 from ilrec.ranking.beam_search import trie_beam_search
 from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
 from ilrec.ranking.metrics import ranking_metrics, ranks_from_lists
@@ -71,17 +71,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def load_trained(config: ModelConfig, device: torch.device) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """Model and tokenizer, ready to rank: its logits are float32."""
-    source = find_model(config.model, config.base)
-    check_source(source)
-    tokenizer = load_tokenizer(source, config.trust_remote_code)
+def load_trained(config: ModelConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase,
+                 device: torch.device) -> torch.nn.Module:
+    """The model, ready to rank: its logits are float32."""
     base_model = load_base(source, config)
     add_item_tokens(base_model, tokenizer)
     model = load_adapter(base_model, source.adapter, is_trainable=False) if source.adapter else base_model
     torch.nn.Module.to(model, device).eval()
     score_in_float32(model)
-    return model, tokenizer
+    return model
 
 
 def data_config(model_directory: str, data: str | None) -> DataConfig:
@@ -177,9 +175,13 @@ def main(argv: list[str]) -> None:
     config = data_config(arguments.model, arguments.data)
     task = load_task(config)
     device = start_processes()
-    model, tokenizer = load_trained(ModelConfig(model=arguments.model, base=arguments.base, dtype=arguments.dtype,
-                                                trust_remote_code=arguments.trust_remote_code), device)
-    builder = task.sample_builder(tokenizer)
+    settings = ModelConfig(model=arguments.model, base=arguments.base, dtype=arguments.dtype,
+                           trust_remote_code=arguments.trust_remote_code)
+    source = find_model(settings.model, settings.base)
+    check_source(source)
+    tokenizer = load_tokenizer(source, settings.trust_remote_code)
+    builder = task.sample_builder(tokenizer)  # refuses a wrong tokenizer before the model is read
+    model = load_trained(settings, source, tokenizer, device)
     trie = item_trie(builder).to(device)
     users = evenly_spread(arguments.num_users, len(task.dataset.sequences))
     samples = EvaluationSamples(task.dataset, builder, arguments.split, users)

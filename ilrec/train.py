@@ -52,6 +52,7 @@ from ilrec.data.batches import TokenBudgetSampler, is_flattened
 from ilrec.data.collators import TrainingCollator, flattening_collator
 from ilrec.data.samples import EvaluationSamples, SampleBuilder
 from ilrec.data.task import RecommendationTask, item_trie, load_task
+from ilrec.data.vocabulary import add_codes, code_ids
 from ilrec.entry import environment, joining_ranks, rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.identity import base_origin, run_identity
@@ -110,7 +111,7 @@ def load_model(config: TrainConfig, source: ModelSource, tokenizer: PreTrainedTo
                item_tokens: list[str], item_token_ids: list[int]) -> PreTrainedModel | PeftModel:
     """Base model, rows for new tokens, adapter, objective."""
     base = load_base(source, config.model)
-    add_item_tokens(base, tokenizer)
+    new_rows = add_item_tokens(base, tokenizer)
     if source.adapter and config.model.adapter == "none":
         raise InputError(f"model: {source.adapter} is an adapter and adapter is none: merge it first "
                          "(tools/merge_lora.py), or set adapter: lora")
@@ -118,7 +119,9 @@ def load_model(config: TrainConfig, source: ModelSource, tokenizer: PreTrainedTo
     if source.adapter:
         model = load_adapter(base, source.adapter, is_trainable=True)
     elif config.model.adapter == "lora":
-        model = add_adapter(base, config.model, ids_of(tokenizer, item_tokens))
+        learnt = code_ids(tokenizer, item_tokens if config.model.train_item_tokens else [])
+        # A new row that was not trained would not be saved either.
+        model = add_adapter(base, config.model, sorted({*new_rows, *learnt.values()}))
     if config.model.gradient_checkpointing:
         model.enable_input_require_grads()  # frozen embeddings give checkpointed layers nothing to differentiate otherwise
     attach_objective(model, config.objective, item_token_ids)
@@ -126,13 +129,14 @@ def load_model(config: TrainConfig, source: ModelSource, tokenizer: PreTrainedTo
     return model
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> list[int]:
-    vocabulary = tokenizer.get_vocab()
-    return [vocabulary[token] for token in tokens]
-
-
-def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str], config: TrainConfig) -> None:
-    num_added = tokenizer.add_tokens(tokens)
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str], config: TrainConfig,
+               source: ModelSource) -> None:
+    num_added = add_codes(tokenizer, tokens)
+    if num_added and source.adapter:
+        raise InputError(
+            f"{source.adapter}: {num_added} of {len(tokens)} semantic-ID tokens are unknown to it, "
+            "and an adapter gets no new ones; expected the semantic IDs that it was trained with "
+            "(its item_index.json), or a merged model")
     if num_added and config.model.adapter == "lora" and not config.model.train_item_tokens:
         raise InputError(f"train_item_tokens: false would leave {num_added} new semantic-ID tokens untrained and unsaved; "
                          "expected true unless the base model knows them already")
@@ -281,7 +285,7 @@ def train(argv: list[str], variant: Mapping[str, Any] | None = None) -> int:
         require_base(checkpoint, base)
     tokenizer = load_tokenizer(source, config.model.trust_remote_code)
     item_tokens = task.prompt.new_tokens()
-    add_tokens(tokenizer, item_tokens, config)
+    add_tokens(tokenizer, item_tokens, config, source)
     builder = task.sample_builder(tokenizer)
     model = load_model(config, source, tokenizer, item_tokens, builder.item_token_ids())
     with StopRequest() as stop, zero3.weights_only(checkpoint):

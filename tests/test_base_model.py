@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_tokenizers import FAMILIES, with_added_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ilrec.base_model import (
@@ -16,7 +17,7 @@ from ilrec.base_model import (
 )
 from ilrec.config import ModelConfig
 from ilrec.errors import InputError
-from ilrec.model_source import find_model
+from ilrec.model_source import ModelSource, find_model
 
 
 def test_scratch_model_is_a_plain_directory(base):
@@ -88,6 +89,28 @@ def test_other_refusals(tmp_path):
         materialise(ModelConfig(model=str(tmp_path / "x.gguf")), tmp_path / "out", [], 0)
     with pytest.raises(InputError, match="could not be loaded"):
         load_base(find_model("nobody/nothing"), ModelConfig(model="nobody/nothing"))
+
+
+def test_a_tokenizer_is_read_with_the_numbers_of_its_file(tmp_path):
+    """The library numbers added tokens anew, whatever the file says: the model's rows are its."""
+    with_added_tokens().save_pretrained(tmp_path)
+    source = ModelSource(str(tmp_path))
+    assert load_tokenizer(source).get_vocab() == with_added_tokens().get_vocab()
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"][-1]["id"] += 5
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'<pad token>' has number 327 there and is read as 322"):
+        load_tokenizer(source)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tokenizer_can_pad(family, tmp_path):
+    """With its end token where it has none for that."""
+    FAMILIES[family]().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(ModelSource(str(tmp_path)))
+    own = FAMILIES[family]().pad_token_id
+    assert tokenizer.pad_token_id == (tokenizer.eos_token_id if own is None else own)
 
 
 def test_tokenizer_size_is_kept():

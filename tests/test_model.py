@@ -3,12 +3,13 @@
 import pytest
 import torch
 from tiny_models import NEW_TOKENS, arguments, batch, samples, tiny_llama
+from tiny_tokenizers import with_holes
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer
 
 from ilrec.config import ModelConfig, ObjectiveConfig
 from ilrec.data.collators import TrainingCollator, flattening_collator
 from ilrec.errors import InputError
-from ilrec.model import add_adapter, attach_objective, load_adapter
+from ilrec.model import add_adapter, add_item_tokens, attach_objective, load_adapter
 from ilrec.training.trainer import ILRecTrainer
 
 
@@ -141,6 +142,20 @@ def test_token_rows_get_the_gradient_of_the_whole_head():
     embedding = next(g for n, g in rows.items() if "embed_tokens" in n)
     torch.testing.assert_close(head, full.lm_head.weight.grad[NEW_TOKENS])
     torch.testing.assert_close(embedding, full.model.embed_tokens.weight.grad[NEW_TOKENS])
+
+
+@pytest.mark.parametrize("rows", [64, 500])
+def test_as_many_rows_as_the_largest_token_number_needs(rows):
+    """More than there are tokens, where numbers are not in use; padded ones keep their rows."""
+    tokenizer = with_holes()
+    largest = max(tokenizer.get_vocab().values())
+    assert len(tokenizer) <= largest < 500
+    model = tiny_llama()
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    new = add_item_tokens(model, tokenizer)
+    assert list(new) == list(range(rows, largest + 1))
+    for weight in (model.lm_head.weight, model.model.embed_tokens.weight):
+        assert len(weight) == max(rows, largest + 1)
 
 
 def test_candidates_limit_the_negatives():

@@ -79,7 +79,7 @@ def make_model(arguments: argparse.Namespace, device: torch.device) -> Any:
         base.model.norm.weight.fill_(LOGIT_STD / (base.config.initializer_range * base.config.hidden_size**0.5))
     model: Any = base
     if arguments.adapter == "lora":
-        model = add_adapter(base, ModelConfig(train_item_tokens=False), [])
+        model = add_adapter(base, ModelConfig(), [])
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
     set_seed(config.training.seed)
     source = find_source(config, task, arguments)
     tokenizer = load_tokenizer(source, config.model.trust_remote_code)
-    add_tokens(tokenizer, task.prompt.new_tokens(), config)
+    add_tokens(tokenizer, task.prompt.new_tokens(), config, source)
     builder = task.sample_builder(tokenizer)
     samples = PreferenceSamples(TrainingSamples(task.dataset, builder), builder, task.dataset.num_items, own.num_rejected,
                                 config.training.seed)

@@ -11,6 +11,7 @@ Shapes: I items of the catalogue, E interactions in the flat array of all users,
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ilrec.data.dataset import InteractionDataset
-from ilrec.data.item_tokens import tokenize_items
 from ilrec.data.prompts import Prompt
 from ilrec.data.ragged import Ragged
+from ilrec.data.text_tokens import inside_text
 from ilrec.errors import InputError
 
 # The label that the loss skips: PyTorch's convention, which the vocabulary operation shares.
@@ -30,23 +31,23 @@ IGNORE_INDEX = -100
 USERS_AT_ONCE = 50_000
 # Characters of an item's text in a message: enough to find it by.
 MAX_SHOWN = 100
+logger = logging.getLogger(__name__)
 
 
 class SampleBuilder:
-    """Renders histories and items as token ids for one tokenizer. The tokenizer must know prompt.new_tokens() already.
+    """Renders histories and items as token ids for one tokenizer, which has prompt.new_tokens().
 
     max_length: tokens of prompt and longest response; a history that does not fit loses its oldest items.
     every_item: an item is followed by the separator alone, or by the end token and the separator where one item's tokens begin
     another's; there is no suffix.
-    Raises InputError where the tokenizer lacks a token, or a history of one item may not fit.
+    Raises InputError where the tokenizer lacks a token or mixes up items, or a history of one item
+    may not fit.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, num_items: int, max_length: int,
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, max_length: int,
                  max_history_items: int, every_item: bool) -> None:
-        _check_known(tokenizer, prompt.new_tokens())
-        texts = [prompt.prefix, prompt.separator, prompt.suffix]
-        prefix, self.separator, self.suffix = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        self.item_ids = tokenize_items(tokenizer, prompt, num_items)
+        prefix, self.separator, self.suffix = _wording_ids(tokenizer, prompt)
+        self.item_ids = prompt.item_ids(tokenizer)
         self.prefix = _leading_bos(tokenizer) + prefix
         self.end = [tokenizer.eos_token_id]
         if every_item:
@@ -126,12 +127,20 @@ def _one_begins_another(sequences: Ragged) -> bool:
     return any(len(shorter) < len(longer) and longer.startswith(shorter) for shorter, longer in itertools.pairwise(ordered))
 
 
-def _check_known(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    vocabulary = tokenizer.get_vocab() if tokens else {}
-    unknown = [token for token in tokens if token not in vocabulary]
-    if unknown:
-        raise InputError(f"tokenizer: {len(unknown)} of {len(tokens)} semantic-ID tokens are unknown to it, first "
-                         f"{unknown[0]!r}; use the tokenizer and the semantic IDs that the model was trained with")
+def _wording_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[list[int]]:
+    """Prefix, separator and suffix. A special token that they spell is meant: a chat template's."""
+    inside, found = inside_text(tokenizer), []
+    for name, reader in (("prefix", tokenizer), ("separator", inside), ("suffix", inside)):
+        text = getattr(prompt, name)
+        ids = reader(text, add_special_tokens=False)["input_ids"]
+        if text and not ids:
+            raise InputError(f"prompt_{name}: {text!r} becomes no token with this tokenizer; "
+                             "expected a text that it can write, or '' for none")
+        if tokenizer.unk_token_id in ids:
+            logger.warning("prompt_%s: %r holds characters that the tokenizer does not know: the "
+                           "model sees %s there", name, text, tokenizer.unk_token)
+        found.append(ids)
+    return found
 
 
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

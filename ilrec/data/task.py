@@ -36,8 +36,9 @@ class RecommendationTask:
     semantic_ids: list[tuple[str, ...]] | None
 
     def sample_builder(self, tokenizer: PreTrainedTokenizerBase) -> SampleBuilder:
-        return SampleBuilder(tokenizer, self.prompt, self.dataset.num_items, self.config.max_length,
-                             self.config.max_history_items, every_item=self.config.supervision == "every_item")
+        config = self.config
+        return SampleBuilder(tokenizer, self.prompt, config.max_length, config.max_history_items,
+                             every_item=config.supervision == "every_item")
 
     def training_samples(self, builder: SampleBuilder) -> TrainingSamples | TrainingWindows:
         samples: Any = {"last_item": TrainingSamples, "every_item": TrainingWindows}[self.config.supervision]

@@ -28,7 +28,8 @@ def calls(monkeypatch) -> list:
 
 
 def tokenized(titles: list[str], tokenizer=None) -> list[list[int]]:
-    rows = tokenize_items(tokenizer or make_tokenizer(), TitlePrompt(titles, WORDING), len(titles))
+    text_of = TitlePrompt(titles, WORDING).item_text
+    rows = tokenize_items(tokenizer or make_tokenizer(), text_of, len(titles))
     return [row.tolist() for row in rows]
 
 

@@ -19,18 +19,21 @@ WORDING = Wording("<", ",", ">")
 
 def make_tokenizer(with_bos: bool = False) -> PreTrainedTokenizerFast:
     """One token per character."""
-    vocabulary = {text: number for number, text in enumerate(["<pad>", "</s>", "<s>", *'<>, "abcdefghij'])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    texts = ["<pad>", "</s>", "<s>", "<unk>", *'<>, "abcdefghij']
+    vocabulary = {text: number for number, text in enumerate(texts)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     if with_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
+                                   bos_token="<s>", unk_token="<unk>")
 
 
 def make_builder(max_length: int = 64, max_history_items: int = 20, with_bos: bool = False,
                  every_item: bool = False) -> SampleBuilder:
     prompt = TitlePrompt(TITLES, WORDING)
-    return SampleBuilder(make_tokenizer(with_bos), prompt, len(TITLES), max_length, max_history_items, every_item)
+    tokenizer = make_tokenizer(with_bos)
+    return SampleBuilder(tokenizer, prompt, max_length, max_history_items, every_item)
 
 
 def make_dataset() -> InteractionDataset:
@@ -92,11 +95,29 @@ def test_semantic_ids_are_one_token_each():
     tokenizer = make_tokenizer()
     prompt = SemanticIdPrompt([("<a_0>", "<b_1>"), ("<a_0>", "<b_0>")], Wording("", "", ""))
     with pytest.raises(InputError, match="3 of 3 semantic-ID tokens are unknown to it, first '<a_0>'"):
-        SampleBuilder(tokenizer, prompt, 2, 16, 5, every_item=False)
+        SampleBuilder(tokenizer, prompt, 16, 5, every_item=False)
     tokenizer.add_tokens(prompt.new_tokens())
-    builder = SampleBuilder(tokenizer, prompt, 2, 16, 5, every_item=False)
+    builder = SampleBuilder(tokenizer, prompt, 16, 5, every_item=False)
     ids = tokenizer.convert_tokens_to_ids(["<a_0>", "<b_1>", "<a_0>", "<b_0>", "</s>"])
     assert builder.sample([0], 1)["input_ids"] == ids
+
+
+def test_a_wording_that_becomes_nothing_is_refused():
+    """The tokenizer splits at spaces and keeps none; what is not asked for may be nothing."""
+    vocabulary = {"</s>": 0, "then": 1, '"a"': 2, "<unk>": 3}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    written, nothing = (TitlePrompt(["a"], Wording("", text, "")) for text in (" then", "  "))
+    assert SampleBuilder(words, written, 8, 5, every_item=False).prompt_ids([0, 0]) == [2, 1, 2]
+    with pytest.raises(InputError, match="prompt_separator: '  ' becomes no token with this"):
+        SampleBuilder(words, nothing, 8, 5, every_item=False)
+
+
+def test_a_wording_with_unknown_characters_is_said(caplog):
+    prompt = TitlePrompt(["a"], Wording("<", "#", ">"))
+    SampleBuilder(make_tokenizer(), prompt, 64, 5, every_item=False)
+    assert "prompt_separator: '#' holds characters that the tokenizer does not know" in caplog.text
 
 
 def test_each_training_target_once():

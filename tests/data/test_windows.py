@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_samples import TITLES, WORDING, make_builder, make_dataset, make_tokenizer, read
+from test_samples import TITLES, make_builder, make_dataset, make_tokenizer, read
 
 from ilrec.config import DataConfig
 from ilrec.data.dataset import InteractionDataset
-from ilrec.data.prompts import SemanticIdPrompt, TitlePrompt, Wording
+from ilrec.data.prompts import SemanticIdPrompt, Wording
 from ilrec.data.ragged import Ragged
 from ilrec.data.samples import IGNORE_INDEX, EvaluationSamples, SampleBuilder, TrainingSamples
 from ilrec.data.windows import TrainingWindows, cut_windows
@@ -31,7 +31,7 @@ def test_an_end_token_where_one_item_begins_another():
     tokenizer = make_tokenizer()
     prompt = SemanticIdPrompt([("<a_0>", "<b_1>"), ("<a_0>",)], Wording("", "", ""))
     tokenizer.add_tokens(prompt.new_tokens())
-    builder = SampleBuilder(tokenizer, prompt, 2, 16, 5, every_item=True)
+    builder = SampleBuilder(tokenizer, prompt, 16, 5, every_item=True)
     a, b, end = tokenizer.convert_tokens_to_ids(["<a_0>", "<b_1>", "</s>"])
     window = builder.window([1, 0, 1], 0, 1, 3)
     assert window["input_ids"] == [a, end, a, b, end, a, end]
@@ -106,7 +106,7 @@ def test_no_held_out_item_is_ever_in_a_training_sequence():
     tokenizer = make_tokenizer()
     prompt = SemanticIdPrompt([(f"<a_{i}>",) for i in range(first)], Wording("", "", ""))
     tokenizer.add_tokens(prompt.new_tokens())
-    builder = SampleBuilder(tokenizer, prompt, first, 64, 8, every_item=True)
+    builder = SampleBuilder(tokenizer, prompt, 64, 8, every_item=True)
     samples = TrainingWindows(dataset, builder)
     seen, learnt = set(), []
     for index in range(len(samples)):
@@ -133,4 +133,4 @@ def test_refusals():
         DataConfig(data="x", supervision="all")
     short = InteractionDataset("tiny", ["x"], ["0", "1", "2", "3"], Ragged.from_rows([[0, 1, 2]]), TITLES, 0, "")
     with pytest.raises(InputError, match="tiny: nothing to train on"):
-        TrainingWindows(short, SampleBuilder(make_tokenizer(), TitlePrompt(TITLES, WORDING), 4, 64, 5, every_item=True))
+        TrainingWindows(short, make_builder(max_history_items=5, every_item=True))

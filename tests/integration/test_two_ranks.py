@@ -101,13 +101,17 @@ def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
 def test_merged_model_loads_alone_with_the_same_logits(adapter, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ilrec.base_model import load_tokenizer
     from ilrec.config import ModelConfig
+    from ilrec.model_source import find_model
     from ilrec.rank import load_trained
 
-    with open_source(str(adapter)) as source:
-        merge(source, tmp_path / "merged")
+    with open_source(str(adapter)) as opened:
+        merge(opened, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    model, tokenizer = load_trained(ModelConfig(model=str(adapter)), torch.device("cpu"))
+    source = find_model(str(adapter))
+    tokenizer = load_tokenizer(source)
+    model = load_trained(ModelConfig(model=str(adapter)), source, tokenizer, torch.device("cpu"))
     assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(tokenizer)
     ids = torch.tensor([tokenizer("<a_1><b_2><c_0>")["input_ids"]])
     assert ids.shape == (1, 3)
