@@ -136,7 +136,7 @@ def _wording_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[lis
         if text and not ids:
             raise InputError(f"prompt_{name}: {text!r} becomes no token with this tokenizer; "
                              "expected a text that it can write, or '' for none")
-        if tokenizer.unk_token_id in ids:
+        if tokenizer.unk_token_id in ids and tokenizer.unk_token not in text:
             logger.warning("prompt_%s: %r holds characters that the tokenizer does not know: the "
                            "model sees %s there", name, text, tokenizer.unk_token)
         found.append(ids)

@@ -38,9 +38,14 @@ def read_semantic_ids(path: str | Path, item_ids: Sequence[str]) -> list[Semanti
                          "build the index from the same data")
     for item in item_ids:
         codes = index[item]
-        if not isinstance(codes, list) or not codes or not all(isinstance(code, str) and code for code in codes):
+        if not isinstance(codes, list) or not codes or not all(map(_is_code, codes)):
             raise InputError(f'{path}: item {item!r}: expected a list of tokens like ["<a_1>", "<b_2>"], got {codes!r}')
     return [tuple(index[item]) for item in item_ids]
+
+
+def _is_code(code: object) -> bool:
+    """Some text; half a surrogate pair, which JSON can spell, is none."""
+    return isinstance(code, str) and code != "" and code.encode(errors="ignore").decode() == code
 
 
 def write_semantic_ids(path: str | Path, item_ids: Sequence[str], semantic_ids: Sequence[SemanticId]) -> None:

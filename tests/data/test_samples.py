@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny_tokenizers import qwen
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -118,6 +119,13 @@ def test_a_wording_with_unknown_characters_is_said(caplog):
     prompt = TitlePrompt(["a"], Wording("<", "#", ">"))
     SampleBuilder(make_tokenizer(), prompt, 64, 5, every_item=False)
     assert "prompt_separator: '#' holds characters that the tokenizer does not know" in caplog.text
+
+
+def test_an_unknown_token_that_is_spelled_is_meant(caplog):
+    """Qwen has one token for the end, padding and the unknown."""
+    prompt = TitlePrompt(["a"], Wording("<|endoftext|>", ",", ""))
+    builder = SampleBuilder(qwen(), prompt, 64, 5, every_item=False)
+    assert builder.prefix == [qwen().eos_token_id] and not caplog.text
 
 
 def test_each_training_target_once():
