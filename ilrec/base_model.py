@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -27,11 +28,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     set_seed,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ilrec.config import ModelConfig, read_json, write_text
 from ilrec.errors import InputError
 from ilrec.model_source import ModelSource
 from ilrec.portable import make_portable
+from ilrec.settings import LARGEST_WHOLE, nearest, require
 
 # Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
 # a prompt and of titles in pieces; semantic-ID tokens come on top.
@@ -39,6 +42,8 @@ SCRATCH_VOCAB_SIZE = 512
 # In such a directory: what its model was made of.
 ORIGIN = "made_of.json"
 EOS, PAD = "</s>", "<pad>"
+# What transformers and torch raise for fields that they do not check, and for those that they do.
+WRONG_INIT = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, StrictDataclassError)
 FLASH_ATTENTION = "flash_attention_2"
 
 
@@ -54,7 +59,7 @@ def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed
     beside = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     if config.init is not None:
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, int(config.init.get("vocab_size", SCRATCH_VOCAB_SIZE)))
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, _vocab_size(config.init))
         model: PreTrainedModel = _from_scratch(config.init, tokenizer, seed)
     else:
         model, tokenizer = _from_gguf(Path(config.model))
@@ -70,6 +75,12 @@ def is_materialised(config: ModelConfig) -> bool:
     return config.init is not None or config.model.endswith(".gguf")
 
 
+def _vocab_size(init: dict) -> int:
+    value = init.get("vocab_size", SCRATCH_VOCAB_SIZE)
+    require(type(value) is int and 0 < value <= LARGEST_WHOLE, "init: vocab_size", value, "a positive whole number")
+    return value
+
+
 def _from_scratch(init: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
     known = set(LlamaConfig().to_dict())
     for name in init:
@@ -80,9 +91,13 @@ def _from_scratch(init: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
               "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     set_seed(seed)
     try:
-        return LlamaForCausalLM(LlamaConfig(**fields))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"init: not a valid Llama configuration: {error}") from error
+        model = LlamaForCausalLM(LlamaConfig(**fields))
+        with torch.random.fork_rng(), torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64))  # what fits together nowhere fails in its forward only
+    except WRONG_INIT as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"init: not a valid Llama configuration: {type(error).__name__}: {reason}") from error
+    return model
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -161,6 +176,9 @@ def choose_dtype(dtype: str) -> torch.dtype:
 
 def choose_attention(name: str) -> str:
     if name != "auto":
+        known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+        if name not in known and "/" not in name:  # owner/kernel: of the hub
+            raise InputError(f"attn_implementation: expected auto, {', '.join(sorted(known))}, got {name!r}{nearest(name, known)}")
         return name
     fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
     return FLASH_ATTENTION if fast else "sdpa"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +191,11 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, token_ids: list[int
     adapter = LoraConfig(
         task_type="CAUSAL_LM", r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
         target_modules=config.lora_target_modules, trainable_token_indices=rows)
-    return _saved_without_embeddings(get_peft_model(model, adapter))
+    try:
+        return _saved_without_embeddings(get_peft_model(model, adapter))
+    except (ValueError, re.error) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"lora_target_modules: {config.lora_target_modules!r} does not fit this model: {reason}") from error
 
 
 def _saved_without_embeddings(model: PeftModel) -> PeftModel:

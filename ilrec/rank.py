@@ -28,6 +28,7 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ilrec.base_model import load_base, load_tokenizer
+from ilrec.command_line import ArgumentParser
 from ilrec.config import CANDIDATES, DTYPES, DataConfig, ModelConfig, build_section, read_yaml
 from ilrec.data.collators import PromptCollator
 from ilrec.data.samples import EvaluationSamples
@@ -49,7 +50,7 @@ SECONDS_BETWEEN_PROGRESS = 10
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--model", required=True, help="final/ of a run, or a merged model directory")
     parser.add_argument("--data", help="data directory (default: the one that the model was trained on)")
     parser.add_argument("--split", choices=("valid", "test"), default="test")

@@ -33,6 +33,7 @@ if __package__ in (None, ""):  # started as a file: ilrec/ itself is first on sy
 
 from ilrec.base_model import (
     FLASH_ATTENTION,
+    choose_attention,
     choose_dtype,
     is_materialised,
     load_base,
@@ -40,6 +41,7 @@ from ilrec.base_model import (
     materialise,
 )
 from ilrec.collaborative.sasrec import SASRec
+from ilrec.command_line import ArgumentParser
 from ilrec.config import (
     ModelConfig,
     TrainConfig,
@@ -85,12 +87,11 @@ logger = logging.getLogger("ilrec.train")
 
 def parse_arguments(argv: list[str]) -> tuple[TrainConfig, str | None]:
     """The resolved settings and the DeepSpeed configuration's path."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="The fields, with help and defaults: ilrec/config.py", allow_abbrev=False)
+    parser = ArgumentParser(__doc__, epilog="The fields, with help and defaults: ilrec/config.py")
     parser.add_argument("--config", help="recipe (YAML)")
     parser.add_argument("--ds_config", "--deepspeed", dest="ds_config", help="DeepSpeed configuration (JSON)")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher hands it over; so does the environment
-    known, rest = parser.parse_known_args(argv)
+    known, rest = parser.parse_pairs(argv)
     return load_config(known.config, parse_overrides(rest)), known.ds_config
 
 
@@ -254,6 +255,7 @@ def train(argv: list[str], variant: Mapping[str, Any] | None = None) -> int:
     config, ds_path = parse_arguments(argv)
     if rank() == 0:  # it alone makes the directory, and the launcher ends the others
         check_directory(config.training.output_dir)
+    choose_attention(config.model.attn_implementation)  # a name that is none is said before anything starts
     ds_config = None
     if ds_path:
         zero3.prepare_environment()

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,6 +22,11 @@ CACHE = tempfile.TemporaryDirectory(prefix="ilrec-tests-")
 os.environ["HF_HOME"] = CACHE.name  # nor read or fill the user's cache
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+# Every run of the tests draws the same cases. Others, and more: --hypothesis-profile fuzz --hypothesis-seed N (docs/log.md).
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60, database=None)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=500, database=None)
+hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_ITEMS, NUM_USERS = 24, 30

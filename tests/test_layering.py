@@ -11,11 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ilrec"
 BELOW = {"errors", "outputs"}
 ALLOWED = {
-    "errors": set(), "outputs": set(), "config": set(), "ops": set(), "items": set(), "ranking": set(), "ranking.metrics": set(),
+    "errors": set(), "outputs": set(), "plain_json": set(), "plain_yaml": set(), "command_line": set(), "settings": {"plain_yaml"},
+    "config": {"settings", "plain_json", "plain_yaml", "command_line"},
+    "ops": set(), "items": {"config"}, "ranking": set(), "ranking.metrics": set(),
     "ranking.results": set(), "ranking.candidates": {"ranking.metrics"},
     "ranking.beam_search": {"items"}, "ranking.score_head": {"ops", "vocabulary_head"},
-    "data": {"config", "items"}, "collaborative": {"config", "items", "ranking.candidates"}, "model_source": {"config"},
-    "portable": {"config"}, "base_model": {"config", "model_source", "portable"}, "vocabulary_head": set(),
+    "data": {"config", "settings", "items"}, "collaborative": {"config", "items", "ranking.candidates"}, "model_source": {"config"},
+    "portable": {"config"}, "base_model": {"config", "model_source", "portable", "settings"}, "vocabulary_head": set(),
     "merging": {"config", "model_source", "portable", "training"},
     "model": {"config", "ops", "vocabulary_head"},
     "identity": {"config", "base_model", "model_source", "data", "collaborative", "training", "merging"},

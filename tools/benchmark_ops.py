@@ -29,6 +29,7 @@ from benchmark_baselines import CONTESTANTS, DIVERGENCE, Case, Contestant, Layou
 from benchmark_report import say, write_report
 from measure import Ceilings, available_bytes, ceilings, peak_extra_bytes, timings
 
+from ilrec.command_line import ArgumentParser
 from ilrec.config import ObjectiveConfig, nearest
 from ilrec.entry import environment, run_entry
 from ilrec.errors import InputError
@@ -224,7 +225,7 @@ def check_memory(plan: Plan, num_tokens: int) -> dict[str, Any]:
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Checked; what was not given is the device's own default."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     for name, value_type, text in (("dtype", str, ", ".join(DTYPES)), ("num_tokens", str, "supervised tokens, with commas between"),
                                    ("vocab_size", int, "V"), ("hidden_size", int, "H")):

@@ -41,6 +41,7 @@ from training_report import write_training_report
 
 import ilrec.model
 from ilrec.base_model import choose_dtype
+from ilrec.command_line import ArgumentParser
 from ilrec.config import ModelConfig, ObjectiveConfig, load_config
 from ilrec.data.samples import IGNORE_INDEX
 from ilrec.entry import environment, run_entry
@@ -238,7 +239,7 @@ def measure_case(arguments: argparse.Namespace, model: Any, num_supervised: int,
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="135m")
     parser.add_argument("--adapter", choices=("lora", "none"), default="lora")
     parser.add_argument("--tokens", type=int, default=256, help="of a sample")

@@ -8,13 +8,13 @@ ids of its rows, in any order; tools/train_sasrec.py writes both.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ilrec.command_line import ArgumentParser
 from ilrec.config import DataConfig
 from ilrec.data.interactions import read_interactions
 from ilrec.entry import run_entry
@@ -27,7 +27,7 @@ logger = logging.getLogger("ilrec.semantic_ids")
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--data", required=True, help="data directory (LC-Rec JSON or RecBole atomic files)")
     parser.add_argument("--embeddings", required=True, type=Path, help="NAME.npy, with NAME.ids.json beside it")
     parser.add_argument("--output", required=True, type=Path, help="index file to write (*.index.json), in place of an older one")

@@ -18,8 +18,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -90,7 +88,6 @@ class Grid:
 def read_grid(path: Path, data: str = "", split: str = "") -> Grid:
     """`data` and `split` override the file's. Raises InputError naming the file and the field."""
     content = read_yaml(path)
-    refuse_repeated_keys(yaml.compose(path.read_text(encoding="utf-8")), path)
     refuse_unknown(content, GRID_KEYS, str(path))
     rows = read_rows(content.get("rows"), path)
     data = data or typed(content, "data", str, "", str(path))
@@ -109,17 +106,6 @@ def read_grid(path: Path, data: str = "", split: str = "") -> Grid:
         check_references(grid, row)
         check_fields(grid, row)
     return grid
-
-
-def refuse_repeated_keys(node: Any, path: Path) -> None:
-    """YAML keeps the last of two equal keys and says nothing: a row would be lost."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise InputError(f"{path}:{key.start_mark.line + 1}: {key.value!r} is there twice; give it another name")
-            seen.add(key.value)
-            refuse_repeated_keys(value, path)
 
 
 def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ilrec.command_line import ArgumentParser
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
 from ilrec.merging.inspection import describe
@@ -28,7 +29,7 @@ logger = logging.getLogger("ilrec.merge_lora")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--adapter", help="final/ or checkpoint-N of a LoRA run, or any peft adapter directory")
     parser.add_argument("--output", type=Path, help="model directory to write; new or empty")
     parser.add_argument("--base", default="", help="base model, where it is no longer at the recorded place")

@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ilrec.command_line import ArgumentParser
 from ilrec.config import DataConfig
 from ilrec.data.dataset import MIN_ITEMS_PER_USER, InteractionDataset
 from ilrec.data.importers import PRESETS, Columns, read_files, read_titles
@@ -37,7 +38,7 @@ logger = logging.getLogger("ilrec.prepare")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--interactions", required=True, nargs="+", type=Path, help="files, or one LC-Rec or RecBole directory")
     parser.add_argument("--items", type=Path, help="file of titles")
     parser.add_argument("--output", required=True, type=Path, help="directory to write; new or empty")

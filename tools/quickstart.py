@@ -8,7 +8,6 @@ since it last finished is not run again.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ilrec.command_line import ArgumentParser
 from ilrec.config import write_text
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
@@ -109,12 +109,15 @@ def launcher() -> list[str]:
     return ["deepspeed", "--num_gpus", str(torch.cuda.device_count() or CPU_RANKS)]
 
 
+def flags(settings: dict[str, object]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
 def train(run: Quickstart, name: str, recipe: str, settings: dict[str, object], inputs: list[str | Path]) -> Path:
     directory = run.output / name
     ds_config = "ds_configs/zero3_bf16.json" if torch.cuda.is_available() else "ds_configs/zero3_cpu.json"
-    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = [*launcher(), "ilrec/train.py", "--ds_config", ds_config, "--config", f"{RECIPES}/{recipe}.yaml",
-               "--output_dir", str(directory), *flags]
+               "--output_dir", str(directory), *flags(settings)]
     run.step(name, command, [ROOT / RECIPES / f"{recipe}.yaml", ROOT / ds_config, *inputs], directory)
     return directory / "final"
 
@@ -127,7 +130,7 @@ def rank(run: Quickstart, name: str, model: Path, data: Path, weights: str) -> P
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--wheel", default=os.environ.get("RECBOLE_WHEEL") or None, help="a local copy of RecBole's wheel")
     parser.add_argument("--trial", action="store_true", help="two optimizer steps per stage: does everything run?")
@@ -138,8 +141,8 @@ def main(argv: list[str]) -> None:
     data = fetch_movielens(output, arguments.wheel)
     python = [sys.executable]
     sasrec, index = output / "sasrec", output / "semantic_ids" / "ml-100k.index.json"
-    run.step("sasrec", [*python, "tools/train_sasrec.py", "--data", str(data), "--output", str(sasrec), *SASREC,
-                        *(["--num_epochs", "1"] if arguments.trial else [])],
+    run.step("sasrec", [*python, "tools/train_sasrec.py", "--data", str(data), "--output", str(sasrec),
+                        *flags(SASREC | ({"num_epochs": 1} if arguments.trial else {}))],
              [data / "ml-100k.inter"])
     run.step("semantic_ids", [*python, "tools/build_semantic_ids.py", "--data", str(data), "--embeddings",
                               str(sasrec / "item_embeddings.npy"), "--output", str(index)], [sasrec / "item_embeddings.npy"])
@@ -161,12 +164,12 @@ def main(argv: list[str]) -> None:
 
 
 # SASRec's settings for this data set and half a minute: fewer epochs at a higher rate than the defaults.
-SASREC = ["--num_layers", "1", "--learning_rate", "5e-3", "--batch_size", "32", "--num_epochs", "10"]
+SASREC: dict[str, object] = {"num_layers": 1, "learning_rate": 5e-3, "batch_size": 32, "num_epochs": 10}
 
 # What differs from the shipped stage1 and stage2 for a model this small: its prompts, its batch, its learning rate, and the
 # collaborative reward, because SASRec is there.
 STAGE: dict[str, object] = {
-    "prompt_prefix": "''", "prompt_separator": "''", "supervision": "every_item", "max_history_items": 12, "max_length": 64,
+    "prompt_prefix": "", "prompt_separator": "", "supervision": "every_item", "max_history_items": 12, "max_length": 64,
     "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 60, "learning_rate": 1e-3,
     "reward_weight": 0.3, "logging_steps": 10}
 

@@ -11,7 +11,6 @@ alone. Writes the metrics and, beside them, NAME.npy with the target's rank for 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -26,7 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilrec.collaborative.sasrec import SASRec, popularity_scores
-from ilrec.config import CANDIDATES, DataConfig, build_section, nearest, parse_overrides, setting
+from ilrec.command_line import ArgumentParser
+from ilrec.config import CANDIDATES, DataConfig, build_section, nearest, parse_overrides
 from ilrec.data.dataset import InteractionDataset
 from ilrec.data.interactions import read_interactions
 from ilrec.data.ragged import Ragged
@@ -35,6 +35,7 @@ from ilrec.errors import InputError
 from ilrec.ranking.candidates import choose_candidates, rank_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, write_ranking
+from ilrec.settings import Section, setting
 
 logger = logging.getLogger("ilrec.baselines")
 METHODS = ("popularity", "item_knn", "sasrec")
@@ -43,17 +44,12 @@ Scorer = Callable[[Ragged], Tensor]
 
 
 @dataclass
-class ItemKNNConfig:
+class ItemKNNConfig(Section):
     """Items near those of the history (Sarwar et al. 2001), every item of the history alike."""
 
-    similarity: str = setting("cosine", "between the users of two items: cosine, tfidf or bm25")
-    num_neighbours: int = setting(100, "similar items kept for each item")
-
-    def __post_init__(self) -> None:
-        if self.similarity not in SIMILARITIES:
-            raise InputError(f"similarity: expected one of {', '.join(SIMILARITIES)}, got {self.similarity!r}")
-        if self.num_neighbours < 1:
-            raise InputError(f"num_neighbours: expected a positive number, got {self.num_neighbours}")
+    similarity: str = setting("cosine", "between the users of two items: cosine, tfidf or bm25",
+                                choices=tuple(SIMILARITIES))
+    num_neighbours: int = setting(100, "similar items kept for each item", at_least=1)
 
 
 def interaction_matrix(rows: Ragged, num_items: int) -> csr_matrix:
@@ -86,7 +82,7 @@ def sasrec(dataset: InteractionDataset, directory: str) -> Scorer:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--data", required=True, help="data directory")
     parser.add_argument("--output", required=True, type=Path, help="JSON file to write, in place of an older one")
@@ -94,7 +90,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--candidates", choices=CANDIDATES, default="auto", help="as of ilrec/rank.py")
     parser.add_argument("--sasrec", default="", help="directory that tools/train_sasrec.py wrote, for --method sasrec")
     parser.add_argument("--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter")
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_pairs(argv)
     fields = parse_overrides(rest)
     known = ItemKNNConfig.__dataclass_fields__ if arguments.method == "item_knn" else {}
     for name in fields:
@@ -109,7 +105,8 @@ def main(argv: list[str]) -> None:
     ranks = rank_by_scores(*dataset.evaluation(arguments.split), scorer, candidates)
     metrics = ranking_metrics(ranks, CUTOFFS)
     protocol = {"catalogue": "full ranking", "split": arguments.split, "num_users": len(ranks), "candidates": candidates,
-                "num_items": dataset.num_items, "method": arguments.method} | dataset.numbering() | fields
+                "num_items": dataset.num_items, "method": arguments.method} | dataset.numbering()
+    protocol |= {name: getattr(config, name) for name in fields}
     try:
         write_ranking(arguments.output, metrics, protocol, ranks)
     finally:  # also what cannot be written is said

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ilrec.command_line import ArgumentParser
 from ilrec.config import read_json
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
@@ -85,7 +85,7 @@ def draw(rows: dict[str, dict[str, float]], runs: dict[str, list[dict]], path: P
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--rank", nargs="+", required=True, metavar="NAME=FILE", help="ranking.json of each row")
     parser.add_argument("--run", nargs="*", default=[], metavar="NAME=DIR", help="run directories, in training order")
     parser.add_argument("--output", required=True, type=Path, help="picture to write, in place of an older one: .png, .pdf, .svg, ...")

@@ -12,7 +12,6 @@ docs/experiments/README.md says what a grid may hold and how to read the table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -28,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,12 +36,14 @@ from benchmark_report import device_name
 from experiment_grid import Grid, Row, read_grid
 from experiment_table import Result, metrics_table, write_report
 
+from ilrec.command_line import ArgumentParser
 from ilrec.config import DataConfig, read_json, write_text
 from ilrec.data.dataset import fingerprint_of
 from ilrec.data.interactions import read_interactions
 from ilrec.entry import environment, run_entry
 from ilrec.errors import InputError
 from ilrec.outputs import check_directory
+from ilrec.plain_yaml import to_yaml
 
 SECONDS_TO_END = 30  # between asking a command to end and ending it
 Execute = Callable[[list[str], Path], int]
@@ -82,7 +82,7 @@ class Plan:
 
     def __init__(self, grid: Grid, output: Path) -> None:
         self.grid, self.output = grid, output
-        self.k_core = grid.shared.get("k_core", DataConfig().k_core)
+        self.k_core = DataConfig(**{name: grid.shared[name] for name in ("k_core",) if name in grid.shared}).k_core
         self.data_digest = read_interactions(grid.data, self.k_core).fingerprint
         self.trained: dict[tuple[str, int], Step] = {}
         self.ranked: dict[tuple[str, int], Step] = {}
@@ -214,7 +214,7 @@ class Experiment:
             if step.clears:
                 shutil.rmtree(step.clears, ignore_errors=True)
         if step.settings is not None:
-            write_text(step.directory / "settings.yaml", yaml.safe_dump(step.settings, sort_keys=False, allow_unicode=True))
+            write_text(step.directory / "settings.yaml", to_yaml(step.settings))
         marker = {**wanted, **self.where, "product": None, "seconds": before["seconds"] if goes_on else 0.0}
         write_text(step.marker, json.dumps(marker, indent=2) + "\n")
         begun = time.monotonic()
@@ -306,7 +306,7 @@ def needed_for(steps: list[Step], rows: Iterable[str]) -> list[Step]:
 
 
 def main(argv: list[str], execute: Execute = run_command) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("grid", type=Path, help="YAML file")
     parser.add_argument("--data", default="", help="data directory, in place of the grid's")
     parser.add_argument("--output", type=Path, help="directory of the runs (default: runs/NAME-OF-THE-GRID)")

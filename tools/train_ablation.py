@@ -13,7 +13,6 @@ Shapes: N supervised tokens, C candidates, S negatives of all tokens in one flat
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilrec import train as entry
+from ilrec.command_line import ArgumentParser
 from ilrec.entry import run_entry
 from ilrec.errors import InputError
 from ilrec.model import CrossLayerMixin
@@ -59,9 +59,9 @@ EXCHANGES = {"last_layer": (CrossLayerMixin, "_readout", readout_of_last_layer),
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--negatives", required=True, choices=sorted(EXCHANGES))
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_pairs(argv)
     if torch.cuda.is_available():
         raise InputError("tools/train_ablation.py runs on the CPU only: hide the GPUs with CUDA_VISIBLE_DEVICES=")
     setattr(*EXCHANGES[arguments.negatives])

@@ -12,7 +12,6 @@ Shapes: B samples, R rejected items each, G = B (1 + R) sequences, T tokens.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from transformers import Trainer, set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ilrec.command_line import ArgumentParser
 from ilrec.config import load_config, parse_overrides
 from ilrec.data.collators import TrainingCollator
 from ilrec.data.samples import IGNORE_INDEX, SampleBuilder, TrainingSamples
@@ -101,11 +101,11 @@ def response_logps(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--num_rejected", type=int, required=True)
     parser.add_argument("--dpo_beta", type=float, required=True)
     parser.add_argument("--config")
-    own, rest = parser.parse_known_args(argv)
+    own, rest = parser.parse_pairs(argv)
     config = load_config(own.config, parse_overrides(rest))
     if own.num_rejected < 1 or own.dpo_beta <= 0:
         raise InputError(f"--num_rejected and --dpo_beta: expected positive numbers, got {own.num_rejected} and {own.dpo_beta}")

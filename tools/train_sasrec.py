@@ -9,7 +9,6 @@ item_embeddings.ids.json, the item of each row, for semantic IDs.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ilrec.collaborative.sasrec import popularity_scores, train_sasrec
+from ilrec.command_line import ArgumentParser
 from ilrec.config import DataConfig, SASRecConfig, build_section, nearest, parse_overrides, read_yaml
 from ilrec.data.dataset import InteractionDataset
 from ilrec.data.interactions import read_interactions
@@ -55,13 +55,12 @@ def measure(dataset: InteractionDataset, score, name: str) -> tuple[dict[str, fl
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--data", required=True, help="data directory (LC-Rec JSON or RecBole atomic files)")
     parser.add_argument("--output", required=True, type=Path, help="directory to write; what an earlier run left is replaced")
     parser.add_argument("--config", help="YAML file with SASRecConfig fields")
     parser.add_argument("--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter")
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_pairs(argv)
     config = sasrec_config(arguments.config, parse_overrides(rest))
     check_directory(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)

@@ -154,7 +154,7 @@ class SASRec(nn.Module):
         try:
             model = cls(settings.pop("num_items"), SASRecConfig(**settings))
             model.load_state_dict(load_file(directory / WEIGHTS))
-        except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected both "
                              "from one run of tools/train_sasrec.py: run it again") from None

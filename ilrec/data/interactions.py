@@ -21,7 +21,8 @@ def read_interactions(directory: str | Path, k_core: int) -> InteractionDataset:
     Raises InputError where the directory holds none of the kinds or more than one, and for what is missing or malformed in it.
     """
     directory = Path(directory)
-    prepared, lcrec, recbole = (sorted(directory.glob(pattern)) for pattern in (MANIFEST, "*.inter.json", "*.inter"))
+    prepared, lcrec, recbole = (sorted(filter(Path.is_file, directory.glob(pattern)))
+                                for pattern in (MANIFEST, "*.inter.json", "*.inter"))
     found = [*prepared, *lcrec, *recbole]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none of these"

@@ -25,10 +25,12 @@ from ilrec.data.dataset import InteractionDataset, fingerprint_of
 from ilrec.data.ragged import Ragged
 from ilrec.errors import InputError
 from ilrec.outputs import check_new
+from ilrec.settings import KINDS
 
 USERS, ITEMS, MANIFEST = "users.arrow", "items.arrow", "dataset.json"
 FORMAT = 1
-FIELDS = {"name", "fingerprint", "num_dropped_users"}  # of the manifest, that are read
+# What of the manifest is read.
+FACTS = {"name": str, "fingerprint": str, "num_dropped_users": int}
 AGAIN = "make the directory again with tools/prepare_data.py"
 
 
@@ -89,8 +91,12 @@ def read_prepared(directory: str | Path) -> InteractionDataset:
     """The data that write_prepared wrote, memory-mapped. Raises InputError where it is incomplete or damaged."""
     directory = Path(directory)
     manifest = read_json(directory / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not FIELDS <= manifest.keys():
-        raise InputError(f"{directory / MANIFEST}: expected format {FORMAT} with {', '.join(sorted(FIELDS))}; {AGAIN}")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{directory / MANIFEST}: expected format {FORMAT}; {AGAIN}")
+    for fact, kind in FACTS.items():
+        if type(manifest.get(fact)) is not kind:
+            raise InputError(f"{directory / MANIFEST}: {fact}: expected {KINDS[kind]}, got {manifest.get(fact)!r:.80}; "
+                             f"{AGAIN}")
     users, items = _read_table(directory / USERS), _read_table(directory / ITEMS)
     if fingerprint_of((directory / USERS, directory / ITEMS)) != manifest["fingerprint"]:
         raise InputError(f"{directory}: {USERS} and {ITEMS} are not those that {MANIFEST} was written with; {AGAIN}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ilrec.config import read_json
 from ilrec.errors import InputError
 from ilrec.outputs import whole_file
 
@@ -24,12 +25,7 @@ def read_semantic_ids(path: str | Path, item_ids: Sequence[str]) -> list[Semanti
 
     Raises InputError when the file is missing or malformed, or lacks an item.
     """
-    try:
-        index = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; make it with tools/build_semantic_ids.py") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    index = read_json(path, "make it with tools/build_semantic_ids.py")
     if not isinstance(index, dict):
         raise InputError(f'{path}: expected {{item: ["<a_1>", "<b_2>", ...]}}, got a {type(index).__name__}')
     missing = [item for item in item_ids if item not in index]

@@ -6,6 +6,7 @@ The only file that imports deepspeed, and only inside functions: `import ilrec` 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import os
 import pickle
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -46,6 +48,8 @@ DS_MAY_CHANGE = frozenset({
     "reduce_bucket_size", "sub_group_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
     "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
     "stage3_gather_16bit_weights_on_model_save"})
+SECTIONS = ("zero_optimization", "bf16", "fp16")
+KNOWN_KEYS = (*BATCH_KEYS, *SECTIONS, "train_batch_size", "optimizer", "scheduler")  # those of its keys that decide a result
 UNIVERSAL = "_universal"
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # torch's message: "Unsupported global: GLOBAL posix.system was not an allowed global by default".
@@ -63,6 +67,7 @@ def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_s
     config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: expected a JSON object with DeepSpeed's settings")
+    _check_sections(path, config)
     for key, name in BATCH_KEYS.items():
         if config.get(key, "auto") not in ("auto", settings[name]):
             raise InputError(f"{path}: {key} = {config[key]} contradicts {name} = {settings[name]} of the recipe; "
@@ -95,6 +100,26 @@ def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: _deciding(value) if isinstance(value, Mapping) else value
             for key, value in section.items() if key not in DS_MAY_CHANGE}
     return {key: value for key, value in kept.items() if value not in ("auto", {})}
+
+
+def _check_sections(path: str | Path, config: dict) -> None:
+    """What DeepSpeed would pass over (a name that it does not know) or end in a traceback for, once all ranks have started."""
+    for name in config:
+        meant = difflib.get_close_matches(name, KNOWN_KEYS, n=1, cutoff=0.85)
+        if meant and name not in KNOWN_KEYS:
+            raise InputError(f"{path}: unknown key {name!r}, which DeepSpeed would pass over; did you mean {meant[0]!r}?")
+    for name in SECTIONS:
+        if not isinstance(config.get(name, {}), dict):
+            raise InputError(f"{path}: {name}: expected an object such as {{\"enabled\": \"auto\"}}, got {config[name]!r:.80}")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    zero = config.get("zero_optimization", {})
+    try:
+        DeepSpeedZeroConfig(**{name: value for name, value in zero.items() if value != "auto"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise InputError(f"{path}: {place}: {first['msg']}, got {first['input']!r:.80}") from None
 
 
 def prepare_environment() -> None:

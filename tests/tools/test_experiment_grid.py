@@ -73,7 +73,7 @@ def test_a_mistake_is_one_message_with_file_and_place(rows, head, message, tmp_p
 def test_a_row_given_twice_is_refused(tmp_path):
     path = grid_file(tmp_path, {"a": SFT})
     path.write_text(path.read_text() + "  a: {baseline: popularity}\n")
-    with pytest.raises(InputError, match=r"grid.yaml:\d+: 'a' is there twice"):
+    with pytest.raises(InputError, match=r"grid.yaml:\d+:\d+: not valid YAML: 'a' is there twice"):
         read_grid(path)
 
 
