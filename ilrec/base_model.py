@@ -34,7 +34,7 @@ from ilrec.config import ModelConfig, read_json, write_text
 from ilrec.errors import InputError
 from ilrec.model_source import ModelSource
 from ilrec.portable import make_portable
-from ilrec.settings import LARGEST_WHOLE, nearest, require
+from ilrec.settings import LARGEST_WHOLE, require
 
 # Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
 # a prompt and of titles in pieces; semantic-ID tokens come on top.
@@ -178,7 +178,7 @@ def choose_attention(name: str) -> str:
     if name != "auto":
         known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
         if name not in known and "/" not in name:  # owner/kernel: of the hub
-            raise InputError(f"attn_implementation: expected auto, {', '.join(sorted(known))}, got {name!r}{nearest(name, known)}")
+            raise InputError(f"attn_implementation: expected auto, {', '.join(sorted(known))}, got {name!r}")
         return name
     fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
     return FLASH_ATTENTION if fast else "sdpa"
