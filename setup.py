@@ -22,6 +22,7 @@ setup(
         "filelock>=3",
         "tqdm>=4.60",
         "numpy>=1.26",
+        "pydantic>=2",
         "pyyaml>=6",
         "safetensors>=0.5",
         "scikit-learn>=1.4",

@@ -23,7 +23,6 @@ from ilrec.plain_json import parse_json
 from ilrec.plain_yaml import parse_yaml, to_yaml
 from ilrec.settings import Section, nearest, read_field, require, setting
 
-
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 

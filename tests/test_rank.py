@@ -70,10 +70,10 @@ def test_progress_never_exceeds_the_users(num_done, num_mine, num_users, expecte
 
 
 @pytest.mark.parametrize(("fields", "data", "message"), [
-    ({"max_length": "long"}, "d", r"ilrec\.yaml: max_length: expected int, got str 'long'"),
+    ({"max_length": "long"}, "d", r"ilrec\.yaml: max_length: expected a whole number, 1 or more, got 'long'"),
     ({"item_format": "picture"}, "d", r"ilrec\.yaml: item_format: expected one of semantic_id, title, got 'picture'"),
     ({}, None, r"ilrec\.yaml: data: not set; give --data DIR"),
-    (["a list"], "d", r"ilrec\.yaml: expected `field: value` lines, got a list"),
+    (["a list"], "d", r"ilrec\.yaml: expected `field: value` lines, got \['a list'\]"),
 ])
 def test_recorded_settings_are_checked(tmp_path, fields, data, message):
     (tmp_path / "ilrec.yaml").write_text(yaml.safe_dump(fields))

@@ -79,7 +79,7 @@ def prepared(damaged: str) -> Callable[[Path], Path]:
 
 
 def sasrec(directory: Path) -> Path:
-    SASRec(4, SASRecConfig(hidden_size=4, num_heads=1, num_layers=1)).save(directory)
+    SASRec(4, SASRecConfig(hidden_size=4, num_heads=1, num_layers=1)).save(directory, ITEMS)
     return directory / "config.json"
 
 
@@ -95,7 +95,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "settings of a model": (wrote("ilrec.yaml", RECIPE), lambda directory: data_config(str(directory), None)),
     "ds_config": (wrote("ds.json", json.dumps(DS_CONFIG)),
                   lambda directory: read_ds_config(directory / "ds.json", BATCH, torch.float32, 1)),
-    "sasrec": (sasrec, lambda directory: SASRec.load(directory)),
+    "sasrec": (sasrec, lambda directory: SASRec.load(directory, ITEMS)),
 }
 
 

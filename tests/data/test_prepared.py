@@ -72,7 +72,7 @@ def items_of(directory: Path) -> bytes:
 
 @pytest.mark.parametrize(("damage", "message"), [
     (lambda d: (d / MANIFEST).write_text('{"format": 99}'), "dataset.json: expected format 1"),
-    (lambda d: (d / MANIFEST).write_text('{"format": 1}'), "expected format 1 with fingerprint, name, num_dropped_users"),
+    (lambda d: (d / MANIFEST).write_text('{"format": 1}'), "dataset.json: name: expected text, got None"),
     (lambda d: (d / USERS).write_bytes((d / USERS).read_bytes()[:200]), "users.arrow: not readable as Arrow"),
     (lambda d: (d / ITEMS).unlink(), "items.arrow: not readable as Arrow"),
     (lambda d: (d / ITEMS).write_bytes((d / USERS).read_bytes()), "out: .* are not those that dataset.json was written with"),

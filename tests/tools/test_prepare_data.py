@@ -30,8 +30,10 @@ def write_reviews(directory: Path, bad_line: bool = False) -> tuple[Path, Path]:
 
 
 def words(directory: Path, *more: str, bad_line: bool = False) -> list[str]:
+    """A command line; flags in `more` stand in place of its own."""
     reviews, meta = write_reviews(directory, bad_line)
-    return ["--preset", "amazon_2023", "--interactions", str(reviews), "--items", str(meta), "--output", str(directory / "out"), *more]
+    own = {"--preset": "amazon_2023", "--interactions": str(reviews), "--items": str(meta), "--output": str(directory / "out")}
+    return [*(word for flag, value in own.items() if flag not in more for word in (flag, value)), *more]
 
 
 @pytest.mark.launch
