@@ -17,12 +17,15 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -32,9 +35,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ilrec.config import ModelConfig, read_json, write_text
 from ilrec.errors import InputError
-from ilrec.model_source import ModelSource
+from ilrec.merging.tensor_files import holds_another_head, read_tensors
+from ilrec.model_source import ModelSource, local_directory
 from ilrec.portable import make_portable
 from ilrec.settings import LARGEST_WHOLE, require
+from ilrec.weights import loading_fault, said_by_any_rank
 
 # Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
 # a prompt and of titles in pieces; semantic-ID tokens come on top.
@@ -45,6 +50,9 @@ EOS, PAD = "</s>", "<pad>"
 # What transformers and torch raise for fields that they do not check, and for those that they do.
 WRONG_INIT = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, StrictDataclassError)
 FLASH_ATTENTION = "flash_attention_2"
+# What transformers raises besides OSError for files that it cannot read or fit, and how a RuntimeError of this kind begins.
+UNREADABLE = (OSError, ImportError, ValueError, SafetensorError)
+UNFIT = ("Error(s) in loading state_dict", "We encountered some issues during automatic conversion")
 
 
 def materialise(config: ModelConfig, directory: Path, texts: Iterable[str], seed: int,
@@ -118,7 +126,10 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise InputError(f"model: {path} is a GGUF file and the package that reads it is missing: pip install gguf")
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
+    model, report = loaded
+    if fault := loading_fault(report["missing_keys"], report["unexpected_keys"]):
+        raise InputError(f"model: {path}: {fault}; convert or download it again")
     # transformers dequantises while it reads, yet goes on to call the model quantised and would refuse to save it.
     model.hf_quantizer = None  # type: ignore[assignment]
     model.config.__dict__.pop("quantization_config", None)
@@ -159,13 +170,37 @@ def _check_numbers(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
-    """The full model, in the configured precision and attention."""
+    """The full model, in the configured precision and attention. InputError, on every rank, where a parameter is in no file."""
+    model, fault = None, ""
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source.base, dtype=choose_dtype(config.dtype), attn_implementation=choose_attention(config.attn_implementation),
-            trust_remote_code=config.trust_remote_code)
-    except (OSError, ImportError) as error:
-        raise InputError(f"model: {source.base} could not be loaded: {_first_line(error)}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.base, config=read_config(source, config.trust_remote_code), dtype=choose_dtype(config.dtype),
+            attn_implementation=choose_attention(config.attn_implementation), trust_remote_code=config.trust_remote_code,
+            ignore_mismatched_sizes=True, output_loading_info=True)
+        model, report = loaded
+        misfits = (f"{name}: {list(found)}, expected {list(wanted)}" for name, found, wanted in report["mismatched_keys"])
+        fault = loading_fault(report["missing_keys"], report["unexpected_keys"], misfits)
+    except UNREADABLE as error:
+        fault = f"could not be loaded: {_first_line(error)}"
+    except RuntimeError as error:
+        if not str(error).startswith(UNFIT):
+            raise
+        fault = " ".join(str(error).split())[:400]
+    fault = said_by_any_rank(fault)
+    if fault or model is None:
+        raise InputError(f"model: {source.base}: {fault}; copy or download it again, or mend its config.json")
+    return model
+
+
+def read_config(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's config.json. Where it says tied and the files hold another head than the embedding, it is made to say untied."""
+    config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code)
+    text = config.get_text_config()
+    if text.tie_word_embeddings:
+        directory = local_directory(source.base)
+        if any(directory.glob("*.safetensors")) and holds_another_head(read_tensors(directory)):
+            config.tie_word_embeddings = text.tie_word_embeddings = False
+    return config
 
 
 def choose_dtype(dtype: str) -> torch.dtype:

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ilrec.config import ModelConfig, ObjectiveConfig
 from ilrec.errors import InputError
+from ilrec.families import check_adapted, check_router, lora_targets
 from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss
 from ilrec.vocabulary_head import prepare_heads, prepared_head
+from ilrec.weights import loading_fault
 
 # Where samples begin in a flattened row: transformers' FlashAttentionKwargs.
 FLASH_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -141,6 +143,7 @@ def attach_objective(model: PreTrainedModel | PeftModel, objective: ObjectiveCon
     """Make the model's forward return the ILRec loss, in place. InputError for a model it would be wrong for."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     _check_decoder(base, objective)
+    check_router(base)
     prepare_heads(base)
     # A subclass made here, under the model's own name: save_pretrained records the class's name as the architecture.
     cls = base.__class__
@@ -190,12 +193,14 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, token_ids: list[int
             rows[_name_of(model, model.get_output_embeddings())] = token_ids
     adapter = LoraConfig(
         task_type="CAUSAL_LM", r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-        target_modules=config.lora_target_modules, trainable_token_indices=rows)
+        target_modules=lora_targets(model, config.lora_target_modules), trainable_token_indices=rows)
     try:
-        return _saved_without_embeddings(get_peft_model(model, adapter))
+        adapted: Any = get_peft_model(model, adapter)
     except (ValueError, re.error) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"lora_target_modules: {config.lora_target_modules!r} does not fit this model: {reason}") from error
+        raise InputError(f"lora_target_modules: {config.lora_target_modules!r} does not fit {type(model).__name__}: {reason}") from error
+    check_adapted(adapted)
+    return _saved_without_embeddings(adapted)
 
 
 def _saved_without_embeddings(model: PeftModel) -> PeftModel:
@@ -211,9 +216,17 @@ def _name_of(model: nn.Module, module: nn.Module) -> str:
 def load_adapter(model: PreTrainedModel, directory: str | Path, is_trainable: bool) -> PeftModel:
     """An adapter on its base, whose place it records from now on. InputError when its tensors do not fit the base or are missing."""
     try:
-        adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=is_trainable)
+        # As PeftModel.from_pretrained, which warns of missing tensors and does not say which ones it left unused.
+        settings = PeftConfig.from_pretrained(str(directory), inference_mode=not is_trainable)
+        adapted: Any = get_peft_model(model, settings)
+        loaded = adapted.load_adapter(str(directory), "default", is_trainable=is_trainable)
         adapted.active_peft_config.base_model_name_or_path = model.config.name_or_path  # it may have moved
-        return _saved_without_embeddings(adapted)
     except (RuntimeError, ValueError, KeyError, IndexError, OSError) as error:
         reason = " ".join(str(error).split())[:400]
         raise InputError(f"{directory}: this adapter does not load on {model.config.name_or_path}: {reason}") from error
+    unused = loaded.unexpected_keys
+    fault = loading_fault(loaded.missing_keys, unused) or (f"{len(unused)} tensors are not used, first: {unused[0]}" if unused else "")
+    if fault:
+        raise InputError(f"{directory}: this adapter does not load whole on {model.config.name_or_path}: {fault}; it was made "
+                         "for another base, or is damaged")
+    return _saved_without_embeddings(adapted)

@@ -12,6 +12,8 @@ from ilrec.errors import InputError
 
 # Of a hub's repository: what a causal LM in safetensors consists of, and not its other formats.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+# How the file starts that git leaves in place of a large one (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
+LFS_POINTER, MAX_POINTER_BYTES = b"version https://git-lfs", 1024
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ def find_model(name: str, base: str = "") -> ModelSource:
     Raises InputError where something is missing, and for a `base` without an adapter.
     """
     path = Path(name)
+    if path.is_dir():
+        refuse_pointers(path)
     if (path / "adapter_config.json").exists():
         recorded = find_base(path / "adapter_config.json", base)
         if not any((path / f).exists() for f in ("adapter_model.safetensors", "adapter_model.bin")):
@@ -58,7 +62,16 @@ def find_base(adapter_config: Path, base: str = "") -> str:
         where = "--base" if base else f"{adapter_config}: base_model_name_or_path"
         raise InputError(f"{where}: no model directory at {name!r}; put it back there, write where it is now into that field, or "
                          "name it with --base")
+    if Path(name).is_dir():
+        refuse_pointers(Path(name))
     return name
+
+
+def refuse_pointers(directory: Path) -> None:
+    """Raises InputError for a model directory that was cloned without git-lfs: small text files stand where its weights should."""
+    for path in sorted(directory.iterdir()):
+        if path.is_file() and path.stat().st_size <= MAX_POINTER_BYTES and path.read_bytes().startswith(LFS_POINTER):
+            raise InputError(f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` in {directory}, or download it again")
 
 
 def _looks_local(name: str) -> bool:

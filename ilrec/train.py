@@ -57,6 +57,7 @@ from ilrec.data.task import RecommendationTask, item_trie, load_task
 from ilrec.data.vocabulary import add_codes, code_ids
 from ilrec.entry import environment, joining_ranks, rank, run_entry, world_size
 from ilrec.errors import InputError
+from ilrec.families import check_flattening
 from ilrec.identity import base_origin, run_identity
 from ilrec.merging.fingerprint import weights_fingerprint
 from ilrec.merging.sources import check_source
@@ -166,6 +167,7 @@ def make_trainer(config: TrainConfig, task: RecommendationTask, builder: SampleB
         flash = model.config._attn_implementation == FLASH_ATTENTION
         flattened = is_flattened(config.data.batch_layout, flash)
         if flattened:
+            check_flattening(model.config)
             batch_collate = IdentifiedCollator(with_continuations(flattening_collator(boundaries=flash)))
         sampler = TokenBudgetSampler(samples.num_tokens(), config.data.max_tokens_per_batch, flattened, config.training.seed,
                                      arguments.process_index, arguments.world_size)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 from ilrec.errors import InputError
 from ilrec.merging.adapter import Adapter, Change
 from ilrec.merging.rows import RowMerger, blocks
-from ilrec.merging.tensor_files import MERGEABLE, NewTensor, StoredTensor
+from ilrec.merging.tensor_files import EMBEDDING, HEAD, MERGEABLE, NewTensor, StoredTensor, holds_another_head
 
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+LAYER = re.compile(r"((?:.*?\.)?layers\.\d+)\.(.*)")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,13 @@ def make_plan(base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapt
     check_whole(base, text_config(config))
     changes = dict(adapter.changes)
     embedding = next((name for name in base if name.endswith(EMBEDDING)), None)
-    was_tied = bool(text_config(config).get("tie_word_embeddings")) or HEAD not in base
+    was_tied = HEAD not in base or (bool(text_config(config).get("tie_word_embeddings")) and not holds_another_head(base))
     sources = dict(base)
     if was_tied and embedding is not None:
         sources[HEAD] = base[embedding]
         if HEAD not in changes:
             changes[HEAD] = _tied_change(changes.get(embedding, Change()), adapter)
+    _check_targets(base, adapter)
     for name in changes:
         if name not in sources:
             raise InputError(f"{adapter.directory}: changes {name}, which {_directory(base)} does not have: the adapter was made for "
@@ -69,6 +70,29 @@ def make_plan(base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapt
     if is_tied:
         tensors.pop(HEAD, None)
     return Plan(tuple(tensors.values()), is_tied, num_rows.get(embedding) if embedding else None)
+
+
+def _check_targets(base: Mapping[str, StoredTensor], adapter: Adapter) -> None:
+    """Raises InputError where a layer that target_modules names has no low-rank update: a part of the adapter is in no file.
+
+    Not where the adapter leaves layers out by settings that only peft reads, nor for experts, which it counts as one.
+    """
+    if any(adapter.config.get(setting) for setting in ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")):
+        return
+    targets = adapter.config.get("target_modules") or ()
+    missing = sorted(name for name, tensor in base.items() if len(tensor.shape) == 2 and ".experts." not in name
+                     and name.endswith(".weight") and _is_target(name.removesuffix(".weight"), targets)
+                     and adapter.changes.get(name, Change()).low_rank is None)
+    if missing:
+        raise InputError(f"{adapter.directory}: incomplete: target_modules in adapter_config.json names {len(missing)} layers of which "
+                         f"no update is there, first: {missing[0]}; copy or save the adapter again")
+
+
+def _is_target(module: str, targets: str | Sequence[str]) -> bool:
+    """peft's rule: a regular expression of the whole name, or the name or its end after a dot."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -83,6 +107,21 @@ def check_whole(base: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> 
     if missing or (config.get("tie_word_embeddings") is False and HEAD not in base):
         lacks = f"layer {missing[0]} of {config['num_hidden_layers']}" if missing else HEAD
         raise InputError(f"{_directory(base)}: incomplete: config.json promises {lacks}, no file has it; copy the model again")
+    if not config.get("num_kv_shared_layers"):  # Gemma 3n: later layers rightly have less
+        _check_layers(base)
+
+
+def _check_layers(base: Mapping[str, StoredTensor]) -> None:
+    """Raises InputError where a layer has some of another's tensors and nothing of its own: the rest of it is in no file."""
+    parts: dict[str, set[str]] = {}
+    for name in base:
+        if match := LAYER.match(name):
+            parts.setdefault(match.group(1), set()).add(match.group(2))
+    for layer, own in parts.items():
+        for fuller in parts.values():
+            if own < fuller:
+                raise InputError(f"{_directory(base)}: incomplete: {layer}.{min(fuller - own)} is in no file, though another layer has "
+                                 "it; copy the model again")
 
 
 def _directory(base: Mapping[str, StoredTensor]) -> Path:

@@ -15,7 +15,7 @@ from ilrec.errors import InputError
 from ilrec.merging.adapter import CONFIG
 from ilrec.merging.fingerprint import weights_fingerprint
 from ilrec.merging.tensor_files import read_header
-from ilrec.model_source import ModelSource, find_base, local_directory
+from ilrec.model_source import ModelSource, find_base, local_directory, refuse_pointers
 from ilrec.training.checkpoints import MANIFEST, find_fault
 
 WEIGHTS = "adapter_model.safetensors"
@@ -56,6 +56,7 @@ def find_adapter(name: str) -> Path:
         inside = [path for path in (directory / "final", *directory.glob("checkpoint-*")) if (path / CONFIG).exists()]
         hint = f"did you mean {inside[0]}?" if inside else "expected final/ or checkpoint-N of a LoRA run"
         raise InputError(f"--adapter: {directory} has no {CONFIG}; {hint}")
+    refuse_pointers(directory)
     fault = find_fault(directory) if (directory / MANIFEST).exists() else ""
     if fault:
         raise InputError(f"--adapter: {directory} {fault}; take another checkpoint, or copy it again")

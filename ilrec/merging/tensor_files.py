@@ -28,6 +28,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MERGEABLE = ("F64", "F32", "F16", "BF16")
 # transformers' own default for save_pretrained until its version 5.
 MAX_SHARD_BYTES = 5 * 10**9
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+COMPARED_BYTES = 4 * 2**20  # read at once of each of two tensors
 MAX_HEADER_BYTES = 100 * 2**20  # the safetensors package refuses larger ones
 
 
@@ -133,6 +135,20 @@ def read_tensors(directory: Path, stem: str = "model") -> dict[str, StoredTensor
             raise InputError(f"{tensor.path}: {tensor.name} is empty (shape {list(tensor.shape)}): saved from ZeRO-3 shards that had "
                              "not been gathered; save it again")
     return tensors
+
+
+def holds_another_head(tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether there is a head whose values are not the embedding's: such a model is not tied, whatever its config.json says."""
+    embedding, head = next((tensors[name] for name in tensors if name.endswith(EMBEDDING)), None), tensors.get(HEAD)
+    return head is not None and embedding is not None and not _equal(embedding, head)
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    step = max(1, COMPARED_BYTES // max(1, one.row_bytes))
+    blocks = ((start, min(start + step, one.num_rows)) for start in range(0, one.num_rows, step))
+    return all(one.rows(*block).equal(other.rows(*block)) for block in blocks)
 
 
 def _sharded(index: Path) -> dict[str, StoredTensor]:

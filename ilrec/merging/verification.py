@@ -21,11 +21,14 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ilrec.base_model import read_config
 from ilrec.errors import InputError
+from ilrec.families import has_experts
 from ilrec.merging.adapter import PREFIX
 from ilrec.merging.plan import EMBEDDING
 from ilrec.merging.sources import MergeSource
 from ilrec.merging.tensor_files import DTYPES, StoredTensor, read_tensors
+from ilrec.model_source import ModelSource
 
 TEXTS = ("The user has interacted with these items:", "Recommend the next item for", "1, 2, 3")
 NUM_RANDOM_PROMPTS, PROMPT_TOKENS = 5, 16
@@ -58,6 +61,9 @@ class Comparison:
 @torch.no_grad()
 def verify(merged: Path, source: MergeSource) -> Comparison:
     """Raises InputError where the logits differ by more than rounding makes them."""
+    if has_experts(empty_model(merged)):
+        raise InputError(f"--verify: {merged} has experts, which transformers keeps under other names than the files: such a model is "
+                         "merged and not verified")
     tokenizer = AutoTokenizer.from_pretrained(merged)
     vocab_size = AutoConfig.from_pretrained(merged).get_text_config().vocab_size
     input_ids_BT = prompts(tokenizer, vocab_size)
@@ -99,7 +105,10 @@ def prompts(tokenizer: Any, vocab_size: int) -> Tensor:
 
 def empty_model(directory: Path) -> PreTrainedModel:
     """On the meta device but for buffers that no file holds (rotary frequencies)."""
-    config = AutoConfig.from_pretrained(directory)
+    try:
+        config = read_config(ModelSource(base=str(directory)))
+    except ValueError as error:
+        raise InputError(f"--verify: {directory}: {error}") from error
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
 

@@ -19,6 +19,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ilrec.items.trie import ItemTrie
 
+# What transformers calls the states of a linear-attention layer: {number: [B, ...]}.
+LINEAR_STATES = ("conv_states", "recurrent_states")
+
 
 @dataclass
 class Beams:
@@ -69,13 +72,23 @@ def _room(states: Tensor, num_beams: int, num_steps: int) -> Tensor:
 
 
 def _expand_cache(cache: Cache, num_beams: int, num_steps: int) -> None:
-    """Each user's cache for num_beams beams. Other kinds of layers (a sliding window) are copied as they know how to."""
-    layers: list[Any] = cache.layers  # not every kind can be copied; those that cannot say so themselves
+    """Each user's cache for num_beams beams. Other kinds of layers (a sliding window) are copied as they know how to.
+
+    Linear attention has one state of a fixed size, which beams share no part of; transformers reorders it, and cannot repeat it.
+    """
+    layers: list[Any] = cache.layers
     for index, layer in enumerate(layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
             layers[index] = BeamLayer(layer, num_beams, num_steps)
-        else:
+            continue
+        for states in (getattr(layer, name, {}) for name in LINEAR_STATES):
+            states.update({number: _repeat(state, num_beams) for number, state in states.items() if state is not None})
+        if hasattr(layer, "batch_repeat_interleave"):
             layer.batch_repeat_interleave(num_beams)
+
+
+def _repeat(states: Tensor, num_beams: int) -> Tensor:
+    return states.repeat_interleave(num_beams, dim=0)
 
 
 @torch.inference_mode()
