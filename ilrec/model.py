@@ -217,7 +217,8 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, is_trainable: bo
     """An adapter on its base, whose place it records from now on. InputError when its tensors do not fit the base or are missing."""
     try:
         # As PeftModel.from_pretrained, which warns of missing tensors and does not say which ones it left unused.
-        settings = PeftConfig.from_pretrained(str(directory), inference_mode=not is_trainable)
+        settings = PeftConfig.from_pretrained(str(directory))
+        settings.inference_mode = not is_trainable
         adapted: Any = get_peft_model(model, settings)
         loaded = adapted.load_adapter(str(directory), "default", is_trainable=is_trainable)
         adapted.active_peft_config.base_model_name_or_path = model.config.name_or_path  # it may have moved

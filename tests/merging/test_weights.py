@@ -62,7 +62,8 @@ def test_a_base_is_loaded_whole_or_not(fault, tmp_path):
 def test_an_adapter_is_loaded_whole_or_not(change, tmp_path):
     base, adapter = write_base(tmp_path / "base"), tmp_path / "adapter"
     write_adapter(base, adapter)
-    load_adapter(load_base(ModelSource(base=str(base)), CONFIG), adapter, is_trainable=True)
+    loaded = load_adapter(load_base(ModelSource(base=str(base)), CONFIG), adapter, is_trainable=True)
+    assert all(parameter.requires_grad == ("lora_" in name) for name, parameter in loaded.named_parameters())
     rewrite(adapter / "adapter_model.safetensors", change)
     with pytest.raises(InputError, match="layers"):
         load_adapter(load_base(ModelSource(base=str(base)), CONFIG), adapter, is_trainable=True)
