@@ -198,7 +198,8 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, token_ids: list[int
         adapted: Any = get_peft_model(model, adapter)
     except (ValueError, re.error) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"lora_target_modules: {config.lora_target_modules!r} does not fit {type(model).__name__}: {reason}") from error
+        raise InputError(f"lora_target_modules: {config.lora_target_modules!r} does not fit {type(model).__name__}: "
+                         f"{reason}") from error
     check_adapted(adapted)
     return _saved_without_embeddings(adapted)
 
