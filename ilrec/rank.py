@@ -32,7 +32,7 @@ from ilrec.command_line import ArgumentParser
 from ilrec.config import CANDIDATES, DTYPES, DataConfig, ModelConfig, build_section, read_yaml
 from ilrec.data.collators import PromptCollator
 from ilrec.data.samples import EvaluationSamples
-from ilrec.data.task import item_trie, load_task
+from ilrec.data.task import ITEM_INDEX, item_trie, load_task
 from ilrec.entry import joining_ranks, rank, run_entry, world_size
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
@@ -93,7 +93,7 @@ def data_config(model_directory: str, data: str | None) -> DataConfig:
     fields = {name: (value, str(path)) for name, value in read_yaml(path).items() if name in known}
     if data:
         fields["data"] = (data, "--data")
-    index = Path(model_directory) / "item_index.json"
+    index = Path(model_directory) / ITEM_INDEX
     if index.exists():
         fields["semantic_ids"] = (str(index), str(path))
     config = build_section(DataConfig, fields)

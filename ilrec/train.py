@@ -53,7 +53,7 @@ from ilrec.config import (
 from ilrec.data.batches import TokenBudgetSampler, is_flattened
 from ilrec.data.collators import TrainingCollator, flattening_collator
 from ilrec.data.samples import EvaluationSamples, SampleBuilder
-from ilrec.data.task import RecommendationTask, item_trie, load_task
+from ilrec.data.task import ITEM_INDEX, RecommendationTask, item_trie, load_task
 from ilrec.data.vocabulary import add_codes, code_ids
 from ilrec.entry import environment, joining_ranks, rank, run_entry, world_size
 from ilrec.errors import InputError
@@ -209,6 +209,7 @@ def find_source(config: TrainConfig, task: RecommendationTask, arguments: Traini
     if not is_materialised(config.model):
         source = find_model(config.model.model, config.model.base)
         check_source(source)
+        task.check_learned_index(Path(source.tokenizer) / ITEM_INDEX)
         return source
     directory = Path(config.training.output_dir) / "base"
     texts = (task.prompt.item_text(item) for item in range(task.dataset.num_items))
@@ -225,7 +226,7 @@ def write_run_directory(config: TrainConfig, ds_config: dict | None, argv: list[
     write_yaml(directory / "config.yaml", config)
     if ds_config is not None:
         write_text(directory / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
-    task.write_item_index(directory / "item_index.json")  # a checkpoint that is merged while the run goes on needs it
+    task.write_item_index(directory / ITEM_INDEX)  # a checkpoint that is merged while the run goes on needs it
     write_text(directory / "environment.json", json.dumps(environment(argv) | {"data": task.dataset.fingerprint}, indent=2) + "\n")
 
 
@@ -236,7 +237,7 @@ def save_final(trainer: Trainer, config: TrainConfig, task: RecommendationTask, 
     with full_disk_is_said(output_dir):
         trainer.save_model(str(directory))
         if trainer.is_world_process_zero():
-            task.write_item_index(directory / "item_index.json")
+            task.write_item_index(directory / ITEM_INDEX)
             write_yaml(directory / "ilrec.yaml", config)
         publish(output_dir, FINAL, {"step": trainer.state.global_step, **facts})
 

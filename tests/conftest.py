@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
+import psutil
 import pytest
 import torch
 
@@ -69,16 +70,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("launch") is not None)
 
 
+def mapped_files(process: psutil.Process) -> list:
+    try:
+        return process.memory_maps()
+    except psutil.Error:  # it has ended, or is not ours
+        return []
+
+
 @pytest.fixture(autouse=True)
 def shared_memory() -> Iterator[None]:
-    """DeepSpeed's CPU collectives leave 66 MiB for each rank of a run in /dev/shm: what a test left is removed."""
+    """DeepSpeed's CPU collectives leave 66 MiB for each rank of a run in /dev/shm: what a test left is removed.
+
+    What a process still has open is another run's, which would wait forever without it.
+    """
     def buffers() -> set[Path]:
         return set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
 
     before = buffers()
     yield
-    for path in buffers() - before:
-        path.unlink(missing_ok=True)
+    left = buffers() - before
+    if left:
+        in_use = {place.path for process in psutil.process_iter() for place in mapped_files(process)}
+        for path in left:
+            if str(path) not in in_use:
+                path.unlink(missing_ok=True)
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ilrec.config import DataConfig
+from ilrec.config import DataConfig, read_json
 from ilrec.data.dataset import InteractionDataset
 from ilrec.data.interactions import read_interactions
 from ilrec.data.prompts import Prompt, SemanticIdPrompt, TitlePrompt, Wording
@@ -24,6 +24,9 @@ from ilrec.items.semantic_ids import read_semantic_ids, resolve_collisions, writ
 from ilrec.items.trie import ItemTrie
 
 logger = logging.getLogger(__name__)
+
+# Beside a trained model: the semantic IDs that it was trained with.
+ITEM_INDEX = "item_index.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,29 @@ class RecommendationTask:
         """The semantic IDs that the model was trained with, so that ranking does not depend on the data directory's."""
         if self.semantic_ids is not None:
             write_semantic_ids(path, self.dataset.item_ids, self.semantic_ids)
+
+    def check_learned_index(self, path: Path) -> None:
+        """`path`: the item_index.json beside the model that training starts from, which says what its tokens mean.
+
+        Raises InputError where it gives the same items other semantic IDs. Another catalogue, which may use some of the same
+        names, is warned of.
+        """
+        if self.semantic_ids is None or not path.exists():
+            return
+        learned = read_json(path)
+        if not isinstance(learned, dict):
+            raise InputError(f"{path}: expected {{item: [token, ...]}}, got {learned!r:.80}; copy it again")
+        ids = dict(zip(self.dataset.item_ids, self.semantic_ids, strict=True))
+        shared = [item for item in ids if item in learned]
+        moved = [item for item in shared if learned[item] != list(ids[item])]
+        if not moved:
+            return
+        fault = (f"{path}: item {moved[0]!r} is {learned[moved[0]]} there and {list(ids[moved[0]])} in {self.config.data} "
+                 f"({len(moved)} of {len(shared)} items differ)")
+        if ids.keys() == learned.keys():
+            raise InputError(f"{fault}: the model has learned other tokens for these items; train with --semantic_ids {path}, or "
+                             "start from a model that knows none of them")
+        logger.warning("%s: taken for another catalogue with some of the same names", fault)
 
 
 def load_task(config: DataConfig) -> RecommendationTask:
