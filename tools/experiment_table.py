@@ -7,13 +7,11 @@ Shapes: U users, D different values, R resamples.
 
 from __future__ import annotations
 
-import functools
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiment_grid import Grid
-from report import read_steps
+from experiment_results import Result
 
-from ilrec.config import read_json, write_text
+from ilrec.config import write_text
 from ilrec.errors import InputError
 from ilrec.outputs import whole_file
 
@@ -40,28 +38,6 @@ NUM_RESAMPLES = 10_000
 PAIRED_BY = ("users_sha256", "items_sha256")
 # Entries of the counts drawn at a time: 32 MiB.
 BLOCK_ENTRIES = 2**22
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run that is done. run: its training directory, None where nothing was trained; seconds_in_all: with what it started from."""
-
-    seed: int
-    ranking: Path
-    run: Path | None
-    train_seconds: float
-    seconds_in_all: float
-    wall_seconds: float
-    commits: set[str]
-    machines: set[str]
-
-    @functools.cached_property
-    def content(self) -> dict:
-        return read_json(self.ranking)
-
-    @functools.cached_property
-    def ranks_U(self) -> np.ndarray:
-        return np.load(self.ranking.with_suffix(".npy"))
 
 
 class Comparison(NamedTuple):
@@ -114,14 +90,14 @@ def seeds_to_compare(first: Sequence[Result], second: Sequence[Result], any_fits
 def require_same_numbering(results: Sequence[Result]) -> None:
     """Ranks are paired by place: InputError where two rankings are not of the same users and items, in one order."""
     for result in results:
-        found, expected = ([run.content["protocol"].get(name) for name in PAIRED_BY]
+        found, expected = ([run.protocol.get(name) for name in PAIRED_BY]
                            for run in (result, results[0]))
         if None not in found and found == expected:
             continue
         fault = "does not say of which users its ranks are (an older version wrote it)"
         if None not in found:
-            fault = f"is of other users or items than {results[0].ranking}, or of them in another order"
-        raise InputError(f"{result.ranking}: {fault}; remove it and give the same command again, "
+            fault = f"is of other users or items than {results[0].place}, or of them in another order"
+        raise InputError(f"{result.place}: {fault}; remove it and give the same command again, "
                          "which repeats the ranking alone")
 
 
@@ -161,10 +137,10 @@ def title(metric: str) -> str:
 def metrics_table(results: Mapping[str, Sequence[Result]]) -> str:
     rows = []
     for name, runs in results.items():
-        values = [[run.content["metrics"].get(column) for run in runs] for column in COLUMNS]
+        values = [[run.metrics[column] for run in runs if column in run.metrics] for column in COLUMNS]
         minutes = [statistics.mean(getattr(run, seconds) for run in runs) / 60 for seconds in ("train_seconds", "seconds_in_all")]
-        rows.append([name, str(len(runs)), *(mean_and_deviation(v) if None not in v else "-" for v in values),
-                     *(f"{value:.1f}" if runs[0].run else "-" for value in minutes)])
+        rows.append([name, str(len(runs)), *(mean_and_deviation(of_runs) if of_runs else "-" for of_runs in values),
+                     *(f"{value:.1f}" if runs[0].train_seconds else "-" for value in minutes)])
     return markdown_table(["row", "seeds", *map(title, COLUMNS), "training, min", "with its sources, min"], rows)
 
 
@@ -187,7 +163,7 @@ def shown(word: str) -> str:
 def markdown(grid: Grid, results: Mapping[str, Sequence[Result]], argv: Sequence[str], picture: str) -> str:
     """The whole report."""
     runs = [run for row in results.values() for run in row]
-    protocol = runs[0].content["protocol"]
+    protocol = runs[0].protocol
     missing = [name for name in grid.listed if len(results.get(name, ())) < len(grid.rows[name].seeds)]
     return f"""# {grid.path.stem}: {grid.split} split
 
@@ -227,9 +203,7 @@ def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
     figure, (bars, losses, negatives) = plt.subplots(1, 3, figsize=(17, max(4.5, 0.32 * len(results) + 1.5)), layout="constrained")
     draw_bars(results, bars)
     for number, (name, runs) in enumerate(results.items()):
-        if runs[0].run is None or not (runs[0].run / "metrics.jsonl").exists():
-            continue
-        lines = read_steps(runs[0].run)
+        lines = runs[0].curve
         for axis, key in ((losses, "loss/preference"), (negatives, "negatives/per_token")):
             if any(line.get(key) for line in lines):
                 axis.plot([line["step"] for line in lines], [line.get(key, 0.0) for line in lines], label=name,
@@ -249,7 +223,7 @@ def draw_bars(results: Mapping[str, Sequence[Result]], axis: plt.Axes) -> None:
     """Means with the standard deviation over seeds; the first row on top."""
     places, height = np.arange(len(results)), 0.4
     for shift, metric in ((-height / 2, "hit@10"), (height / 2, "ndcg@10")):
-        values = [[run.content["metrics"].get(metric, 0.0) for run in runs] for runs in results.values()]
+        values = [[run.metrics.get(metric, 0.0) for run in runs] for runs in results.values()]
         drawn = axis.barh(places + shift, [statistics.mean(v) for v in values], height, label=title(metric), capsize=2,
                           xerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in values])
         axis.bar_label(drawn, fmt="%.4f", fontsize=7, padding=2)

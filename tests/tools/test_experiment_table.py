@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tools_path  # noqa: F401  (puts tools/ on the path)
 from experiment_grid import Grid, Row
-from experiment_table import Result, compare, mean_and_deviation, paired_bootstrap, per_user, write_report
+from experiment_results import Result
+from experiment_table import compare, mean_and_deviation, paired_bootstrap, per_user, write_report
 
 from ilrec.errors import InputError
 from ilrec.ranking.metrics import ranking_metrics
@@ -20,11 +20,11 @@ NUMBERING = {"users_sha256": "u", "items_sha256": "i"}
 def result(directory: Path, name: str, seed: int, ranks: np.ndarray, **protocol) -> Result:
     import torch
 
-    path = directory / f"{name}-{seed}.json"
     metrics = ranking_metrics(torch.from_numpy(ranks), (1, 5, 10, 20))
-    path.write_text(json.dumps({"metrics": metrics, "protocol": {"num_users": len(ranks), "num_items": 100, **NUMBERING, **protocol}}))
-    np.save(path.with_suffix(".npy"), ranks)
-    return Result(seed, path, None, 60.0, 120.0, 180.0, {"abc"}, {"a machine"})
+    protocol = {"num_users": len(ranks), "num_items": 100, **NUMBERING, **protocol}
+    curve = [{"step": step, "loss/preference": 1 / step, "negatives/per_token": 3.0} for step in (1, 2, 3)]
+    return Result(directory / f"{name}-{seed}.json", seed, metrics, protocol, ranks, curve, 60.0, 120.0, 180.0, {"abc"},
+                  {"a machine"})
 
 
 def grid_of(directory: Path, *names: str) -> Grid:
@@ -86,6 +86,6 @@ def test_report_has_each_row_and_says_what_is_missing(tmp_path):
     path = write_report(grid_of(tmp_path, "A", "B", "C"), results, tmp_path / "out", ["grid.yaml", "--data", "/far/away/Instruments"])
     text = path.read_text()
     assert (tmp_path / "out/tiny.png").stat().st_size > 10_000
-    hits = [run.content["metrics"]["hit@10"] for run in results["A"]]
+    hits = [run.metrics["hit@10"] for run in results["A"]]
     assert mean_and_deviation(hits) in text and "| A - B | NDCG@10 | +" in text and "not all seeds: C" in text
     assert "/far/away" not in text, "a report does not hold the machine's places"

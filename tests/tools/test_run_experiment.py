@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ class Pretended:
             ranks = np.arange(1, 31)
             Path(words["--output"]).write_text(json.dumps({
                 "metrics": {"hit@10": 1 / 3, "ndcg@10": 0.15}, "protocol": {
-                    "num_users": 30, "num_items": 24, "users_sha256": "u", "items_sha256": "i"}}))
+                    "num_users": 30, "num_items": 24, "users_sha256": "u", "items_sha256": "i", "data": "/far/away",
+                    **({"num_beams": int(words["--num_beams"])} if "--num_beams" in words else {})}}))
             np.save(Path(words["--output"]).with_suffix(".npy"), ranks)
             return 0
         settings = yaml.safe_load(Path(words["--config"]).read_text())
@@ -73,6 +75,67 @@ def test_sources_first_and_nothing_twice(run, tmp_path):
     table = (tmp_path / "runs/tiny.md").read_text()
     assert "| joint | 1 | - | - | 0.3333 |" in table
     assert len(run(ROWS, "--split", "valid")) == 4, "another split ranks; it does not train"
+
+
+def test_a_run_that_was_done_anywhere_is_done(run, tmp_path):
+    """The results alone are there, as in another checkout: nothing is run, and the table is made from them. What needs weights is
+    trained again, and its result is kept as it was."""
+    run(ROWS)
+    shutil.rmtree(tmp_path / "runs")
+    before = (tmp_path / "results/tiny/sft/seed-0.json").read_text()
+    assert run(ROWS) == [] and "| joint | 1 |" in (tmp_path / "runs/tiny.md").read_text()
+    more = {"more": {"like": "joint", "fields": {"beta": 0.7}}}
+    assert [("rank" if "--split" in c else c.split()[1]) for c in run({**ROWS, **more})] == [
+        "tools/train_sasrec.py", "ilrec/train.py", "ilrec/train.py", "rank"]
+    assert (tmp_path / "results/tiny/sft/seed-0.json").read_text() == before
+    assert "/far/away" not in before and str(tmp_path) not in before
+
+
+def test_more_beams_rank_again(run):
+    run(ROWS)
+    assert len(run(ROWS, num_beams=30)) == 2, "sft and joint; baselines have no beams"
+
+
+def test_first_seeds_come_first(run):
+    rows = {"sft": {**SFT, "seeds": [0, 1]}, "joint": {**JOINT, "sasrec": "", "seeds": [0, 1]}}
+    trained = [c for c in run(rows) if "--split" not in c]
+    assert [f"{row}/seed-{seed}" in c for c, (row, seed) in
+            zip(trained, [("sft", 0), ("joint", 0), ("sft", 1), ("joint", 1)], strict=True)] == [True] * 4
+
+
+def test_only_what_fits_into_the_time_is_started(run, tmp_path):
+    """One row is known to take an hour: nothing of its kind is started in a minute, and the rest is."""
+    run({"sft": SFT})
+    path = tmp_path / "results/tiny/sft/seed-0.json"
+    content = json.loads(path.read_text())
+    content["training"]["seconds"] = 3600
+    path.write_text(json.dumps(content))
+    other = {"sft": SFT, "popularity": ROWS["popularity"], "other": {"like": "sft", "fields": {"max_steps": 1}}}
+    assert len(run(other, "--budget", "1m")) == 1, "popularity is ranked"
+    assert len(run(other, "--budget", "2h")) == 2
+
+
+@pytest.mark.parametrize("words", [["--budget", "soon"], ["--budget", "m"]])
+def test_a_time_is_a_number_and_a_unit(run, words):
+    with pytest.raises(SystemExit):
+        run(ROWS, *words)
+
+
+def test_the_table_from_the_results_alone(run, tmp_path):
+    run(ROWS)
+    (tmp_path / "runs/tiny.md").unlink()
+    assert run(ROWS, "--table", data=str(tmp_path / "gone")) == []
+    assert "| joint | 1 | - | - | 0.3333 |" in (tmp_path / "tiny.md").read_text()
+
+
+def test_a_damaged_result_is_named(run, tmp_path):
+    run({"sft": SFT})
+    (tmp_path / "results/tiny/sft/seed-0.npz").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"seed-0\.npz: the ranks beside seed-0\.json cannot be read"):
+        run({"sft": SFT})
+    (tmp_path / "results/tiny/sft/seed-0.json").write_text("{}[")
+    with pytest.raises(InputError, match=r"seed-0\.json:1:3"):
+        run({"sft": SFT})
 
 
 def test_a_change_is_run_again_with_all_that_follows_from_it(run):
@@ -113,4 +176,4 @@ def test_a_whole_experiment(data, tmp_path):
     assert "| joint - sft | NDCG@10 |" in table and "not all seeds: none" in table
     assert (tmp_path / "runs/joint/seed-0/model/metrics.jsonl").exists()
     again = launch(*words)
-    assert again.returncode == 0 and "7 of 7 steps are done" in again.stdout
+    assert again.returncode == 0 and "] 0 steps to do" in again.stdout
