@@ -37,9 +37,10 @@ PYTHON_FILES = $(shell git ls-files '*.py' 2>/dev/null || find setup.py ilrec to
 SHELL_FILES = $(shell git ls-files '*.sh' 2>/dev/null || find slurm tests -name '*.sh') .ci/run
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check $(PYTHON_FILES)
-	$(BIN)/mypy $(filter ilrec/% tools/%,$(PYTHON_FILES))
-	$(BIN)/shellcheck $(SHELL_FILES)
+	@echo 'ruff, mypy and shellcheck over the files that git tracks'
+	@$(BIN)/ruff check $(PYTHON_FILES)
+	@$(BIN)/mypy $(filter ilrec/% tools/%,$(PYTHON_FILES))
+	@$(BIN)/shellcheck $(SHELL_FILES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
