@@ -150,5 +150,8 @@ def test_an_adapter_gets_no_new_codes(data, tmp_path):
     final = train_a_little(data, write_base(tmp_path / "base", mistral()), tmp_path / "run")
     index = {str(i): [f"<a_{i}>", "<b_1>"] for i in range(NUM_ITEMS)}
     (tmp_path / "other.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="the model has learned other tokens for these items"):
+        train_a_little(data, final, tmp_path / "next", semantic_ids=tmp_path / "other.json")
+    (final / "item_index.json").unlink()  # as of an adapter that does not say what it has learned
     with pytest.raises(InputError, match="final: 21 of 25 semantic-ID tokens are unknown to it, a"):
         train_a_little(data, final, tmp_path / "next", semantic_ids=tmp_path / "other.json")

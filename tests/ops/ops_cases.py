@@ -47,11 +47,15 @@ def with_new_tokens(case: Case, *ids: int) -> Case:
     return case | {"new_token_ids_R": torch.tensor(ids), "new_token_rows_RH": rows.view(len(ids), -1)}
 
 
+def goal_for(case: Case, goal: Objective) -> Objective:
+    """The goal, with the items as negatives where the case says which tokens these are."""
+    return dataclasses.replace(goal, negative_tokens="items") if case.get("candidates_V") is not None else goal
+
+
 def run(case: Case, goal: Objective, backend: str = "row_slab", dtype: torch.dtype = torch.float64, device: str = "cpu",
         frozen: tuple[str, ...] = (), **options: Any) -> dict[str, Tensor]:
     """Loss, statistics and every gradient, moved back to float64."""
-    if case.get("candidates_V") is not None:
-        goal = dataclasses.replace(goal, negative_tokens="items")
+    goal = goal_for(case, goal)
 
     def moved(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 import torch
-from ops_cases import FULL, SFT, make_case, objective, run, with_new_tokens
+from ops_cases import FULL, SFT, goal_for, make_case, objective, run, with_new_tokens
 
 from ilrec.ops import IGNORE_INDEX, STATS, cross_layer_loss
 
@@ -62,8 +63,17 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("changes, text", BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_is_refused_with_its_name(changes: dict[str, Any], text: str) -> None:
+    case = make_case() | changes
     with pytest.raises(ValueError, match=text):
-        cross_layer_loss(**(make_case() | changes), objective=FULL)
+        cross_layer_loss(**case, objective=goal_for(case, FULL))
+
+
+@pytest.mark.parametrize("candidates_V, negative_tokens", [(None, "items"), (torch.ones(61, dtype=torch.bool), "all"),
+                                                           (torch.ones(61, dtype=torch.bool), "continuations")])
+def test_items_are_given_where_they_are_the_negatives(candidates_V: torch.Tensor | None, negative_tokens: str) -> None:
+    goal = dataclasses.replace(FULL, negative_tokens=negative_tokens)
+    with pytest.raises(ValueError, match=f"candidates_V: expected if and only if negative_tokens is items, which is {negative_tokens}"):
+        cross_layer_loss(**make_case(), objective=goal, candidates_V=candidates_V)
 
 
 @pytest.mark.parametrize("backend", CONCRETE_BACKENDS)
