@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import logging
 import os
 import pickle
 import re
@@ -50,6 +51,7 @@ DS_MAY_CHANGE = frozenset({
     "stage3_gather_16bit_weights_on_model_save"})
 SECTIONS = ("zero_optimization", "bf16", "fp16")
 KNOWN_KEYS = (*BATCH_KEYS, *SECTIONS, "train_batch_size", "optimizer", "scheduler")  # those of its keys that decide a result
+logger = logging.getLogger(__name__)
 UNIVERSAL = "_universal"
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # torch's message: "Unsupported global: GLOBAL posix.system was not an allowed global by default".
@@ -151,6 +153,7 @@ def prepare_sharded_loading() -> None:
         return
     import deepspeed
 
+    warn_of_compile_locks()
     # On the CPU accelerate starts torch's process group only; DeepSpeed, unaware of it, would shard for a world of one.
     deepspeed.init_distributed()
 
@@ -160,6 +163,16 @@ def prepare_sharded_loading() -> None:
             return weight[rows].clone()
 
     TrainableTokensLayer._collect_token_weights = collect  # type: ignore[method-assign, assignment]
+
+
+def warn_of_compile_locks() -> None:
+    """A process that was killed while it compiled an extension leaves its lock, and all later ones wait for it without a word."""
+    from torch.utils.cpp_extension import get_default_build_root  # which imports setuptools
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.rglob("lock"):
+        logger.warning("%s: an extension is being compiled, which is waited for; if no process does it (one that was killed leaves "
+                       "this file), remove the file", lock)
 
 
 def register_token_rows(model: nn.Module) -> None:

@@ -98,3 +98,14 @@ def test_states_are_pickled_as_data_on_every_python():
     zero3.allow_state_classes()
     pickled = pickle.dumps({"stage": ZeroStageEnum.weights}, protocol=2)
     assert b"getattr" not in pickled and pickle.loads(pickled)["stage"] is ZeroStageEnum.weights
+
+
+def test_a_lock_that_a_killed_compiler_left_is_named(tmp_path, monkeypatch, caplog):
+    """torch waits for it, and for ever where nobody compiles."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    zero3.warn_of_compile_locks()
+    assert not caplog.records
+    (tmp_path / "deepspeed_shm_comm").mkdir()
+    (tmp_path / "deepspeed_shm_comm" / "lock").touch()
+    zero3.warn_of_compile_locks()
+    assert "deepspeed_shm_comm/lock: an extension is being compiled" in caplog.text and "remove the file" in caplog.text
