@@ -38,6 +38,7 @@ def test_a_taken_port_is_named_to_ranks_started_by_hand(data, base, tmp_path, ta
     assert "EADDRINUSE" in said and "Another program has that port" in said and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # the same message as above, by the launcher's way
 def test_a_taken_port_is_named_under_the_deepspeed_command(data, base, tmp_path, taken_port):
     train = words(data, base, tmp_path)
     status, said = run("python", "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(taken_port), train[0],

@@ -121,7 +121,7 @@ def test_what_transformers_cannot_read_is_one_message(tmp_path):
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("fault", ["no layer", "another shape"])
+@pytest.mark.parametrize("fault", ["no layer", pytest.param("another shape", marks=pytest.mark.slow)])
 def test_two_ranks_under_zero3_refuse_alike(fault, data, base, tmp_path):
     """Only rank 0 sees the shapes; the other one says the same and does not wait for it."""
     shutil.copytree(base, tmp_path / "base")
