@@ -122,7 +122,7 @@ def test_a_stage_that_fails_stops_the_chain(lab, runs):
     stage1, stage2, rank = re.findall(r"job (\d+)", said)
     lab.wait(rank, "CANCELLED")
     assert (lab.state(stage1), lab.state(stage2)) == ("FAILED", "CANCELLED") and lab.restarts(stage1) == 0
-    assert lab.log(stage1).count("learning_rate: expected a positive number, got -1.0") == 1
+    assert lab.log(stage1).count("learning_rate: expected a number, above 0, got '-1'") == 1
     assert not runs.exists() or not list(runs.glob("*/final"))
 
 
