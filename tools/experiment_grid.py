@@ -31,6 +31,8 @@ ROW_KEYS = ("like", "baseline", "recipe", "script", "model", "sasrec", "fields",
 TRAINING_FIELDS = tuple(field.name for section in SECTIONS.values() for field in dataclasses.fields(section))
 # The grid says these in its own words (data, seeds, model: ROW, sasrec: ROW), and each run has its own directory.
 SET_BY_THE_GRID = ("data", "output_dir", "seed", "resume", "sasrec")
+# What each baseline can be set to; None: nothing.
+BASELINE_SETTINGS: dict[str, Any] = {"popularity": None, "item_knn": ItemKNNConfig, "sasrec": SASRecConfig}
 ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+=-]*")  # names a directory, too
 
 
@@ -217,8 +219,7 @@ def check_fields(grid: Grid, row: Row) -> None:
         raise InputError(f"{where}.k_core: would give this row users of its own; set it in shared")
     if row.model and "model" in row.fields:
         raise InputError(f"{where}.model: this row starts from row {row.model!r}")
-    kinds: dict[str, Any] = {"popularity": None, "item_knn": ItemKNNConfig, "sasrec": SASRecConfig}
-    kind = kinds[row.baseline] if row.baseline else None
+    kind = BASELINE_SETTINGS[row.baseline] if row.baseline else None
     refuse_unknown(row.fields, kind.__dataclass_fields__ if kind else () if row.baseline else TRAINING_FIELDS, where)
     if kind:
         build_section(kind, {name: (value, where) for name, value in row.fields.items()})

@@ -15,10 +15,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiment_grid import Grid, Row
-from rank_baselines import ItemKNNConfig
+from experiment_grid import BASELINE_SETTINGS, Grid, Row
 
-from ilrec.config import DataConfig, SASRecConfig, load_config
+from ilrec.config import DataConfig, load_config
 from ilrec.data.dataset import fingerprint_of
 from ilrec.data.interactions import read_interactions
 from ilrec.errors import InputError
@@ -30,7 +29,6 @@ from ilrec.model_source import find_model, local_directory
 INCIDENTAL = MAY_CHANGE - {"per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "max_steps",
                            "num_train_epochs"}
 PLACES = {"data": "-", "output_dir": "-", "model": "-", "sasrec": "-"}  # for settings that are read without their places
-BASELINE_SETTINGS = {"popularity": None, "item_knn": ItemKNNConfig, "sasrec": SASRecConfig}
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,13 @@ class Plan:
         self.data_digest = read_interactions(grid.data, self.k_core).fingerprint
         self.trained: dict[tuple[str, int], Step] = {}
         self.ranked: dict[tuple[str, int], Step] = {}
+        self.contents: dict[tuple[str, int], dict[str, Any]] = {}  # made_of, which hashes files, once for each run
         for row in grid.rows.values():
             for seed in row.seeds:
                 if not row.is_deterministic:
                     self.trained[row.name, seed] = self.train_sasrec(row, seed) if row.baseline else self.train(row, seed)
                 self.ranked[row.name, seed] = self.rank(row, seed)
+                self.contents[row.name, seed] = self.made_of(row, seed)
 
     @property
     def order(self) -> list[tuple[str, int]]:
@@ -142,7 +142,7 @@ class Plan:
         settings = self.grid.settings(row)
         places = PLACES if settings.get("init") is None or row.model else {**PLACES, "model": ""}
         resolved = load_config(None, {**settings, **places, "seed": seed}).flat()
-        sources = {name: self.made_of(self.grid.rows[source], self.grid.source_seed(source, seed))
+        sources = {name: self.contents[source, self.grid.source_seed(source, seed)]
                    for name, source in (("model", row.model), ("sasrec", row.sasrec)) if source}
         base = None
         if "model" in settings:

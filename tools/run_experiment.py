@@ -97,7 +97,7 @@ class Experiment:
             return False
         row = self.plan.grid.rows[step.row]
         num_beams = self.plan.grid.num_beams if row.recipe else None
-        return self.kept.has(step.row, step.seed, self.plan.grid.split, self.plan.made_of(row, step.seed), num_beams)
+        return self.kept.has(step.row, step.seed, self.plan.grid.split, self.plan.contents[step.row, step.seed], num_beams)
 
     def state(self, step: Step) -> str:
         """Of the step here: training that is not done may not be needed, where the result is kept."""
@@ -115,15 +115,14 @@ class Experiment:
 
     def keep(self, step: Step) -> None:
         """What lasts of a run that is ranked."""
-        row, trained = self.plan.grid.rows[step.row], self.plan.trained.get((step.row, step.seed))
-        training = None
+        trained, training = self.plan.trained.get((step.row, step.seed)), None
         if trained and trained.clears:
             marker = self.read_marker(trained)
             where = {name: marker[name] for name in ("commit", "machine", "finished")}
             training = training_record(marker["seconds"], self.seconds_in_all(trained), trained.clears, where)
         marker = self.read_marker(step)
         ranking = {**read_json(step.product), **{name: marker[name] for name in ("seconds", "commit", "machine", "finished")}}
-        self.kept.save(step.row, step.seed, self.plan.grid.split, self.plan.made_of(row, step.seed), training, ranking,
+        self.kept.save(step.row, step.seed, self.plan.grid.split, self.plan.contents[step.row, step.seed], training, ranking,
                        np.load(step.product.with_suffix(".npy")))
 
     def needed(self, rows: Iterable[str]) -> list[Step]:
