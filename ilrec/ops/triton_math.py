@@ -206,16 +206,15 @@ def reward_term(z_ptr, students_ptr, position_ptr, allowed_ptr, tokens_ptr, valu
 
 
 @triton.jit
-def subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, end, first, last, mu, ENTRIES: tl.constexpr):
-    """The gradient of the tokens [first, last) loses mu q where a reward is known."""
+def subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, end, mu, ENTRIES: tl.constexpr):
+    """The gradient of a row loses mu q where a reward is known."""
     tl.debug_barrier()  # the gradients were written by other threads of this program
     for start in range(begin, end, ENTRIES):
         entries = start + tl.arange(0, ENTRIES)
         tokens = tl.load(tokens_ptr + entries, mask=entries < end, other=0).to(tl.int32)
-        mask = (entries < end) & (tokens >= first) & (tokens < last)
-        share = tl.load(shares_ptr + entries, mask=mask, other=0.0)
-        grad = tl.load(z_ptr + tokens - first, mask=mask, other=0.0)
-        tl.store(z_ptr + tokens - first, grad - mu * share, mask=mask)
+        share = tl.load(shares_ptr + entries, mask=entries < end, other=0.0)
+        grad = tl.load(z_ptr + tokens, mask=entries < end, other=0.0)
+        tl.store(z_ptr + tokens, grad - mu * share, mask=entries < end)
 
 
 @triton.jit

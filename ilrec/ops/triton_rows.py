@@ -164,4 +164,4 @@ def _row_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, labe
                 tl.store(students_ptr + layers[:, None] * layer_stride + index[None, :], student_grads,
                          mask=(layers[:, None] < J) & known[None, :])
         if REWARD:
-            subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, end, 0, vocab_size, mu, ENTRIES)
+            subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, end, mu, ENTRIES)
