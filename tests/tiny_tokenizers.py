@@ -17,8 +17,11 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-TEXTS = ["### Instruction: The user has chosen these items, oldest first:", "\n### Response:",
-         ' "Toy Story", "Four Rooms", "Red Guitar 12", "Blue Amp 34"'] * 4
+TEXTS = [
+    "### Instruction: The user has chosen these items, oldest first:",
+    "\n### Response:",
+    ' "Toy Story", "Four Rooms", "Red Guitar 12", "Blue Amp 34"',
+] * 4
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
 
 
@@ -26,9 +29,15 @@ def byte_level(special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(TEXTS, BpeTrainer(
-        vocab_size=320, special_tokens=special, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        TEXTS,
+        BpeTrainer(
+            vocab_size=320,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return tokenizer
 
 
@@ -42,9 +51,15 @@ def sentencepiece(special: list[str], prepend: bool) -> Tokenizer:
     normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepend else replace
     trained = Tokenizer(models.BPE(**settings))
     trained.normalizer = normalizer
-    trained.train_from_iterator(TEXTS, BpeTrainer(
-        vocab_size=420, special_tokens=special + BYTES, show_progress=False,
-        initial_alphabet=[chr(number) for number in range(33, 127)]))
+    trained.train_from_iterator(
+        TEXTS,
+        BpeTrainer(
+            vocab_size=420,
+            special_tokens=special + BYTES,
+            show_progress=False,
+            initial_alphabet=[chr(number) for number in range(33, 127)],
+        ),
+    )
     # Anew: training has made special tokens of the bytes.
     tokenizer = Tokenizer(models.BPE(**words_and_merges(trained), **settings))
     tokenizer.normalizer = normalizer
@@ -84,8 +99,9 @@ def mistral() -> PreTrainedTokenizerBase:
     No padding token.
     """
     tokenizer = with_bos(sentencepiece(["<unk>", "<s>", "</s>"], prepend=True), "<s>")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
-                                   unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def llama2() -> PreTrainedTokenizerBase:
@@ -103,8 +119,9 @@ def uncased() -> PreTrainedTokenizerBase:
     """Unigram pieces: lower-case letters in compatibility form (NFKC); all else is unknown."""
     letters = [(letter, -1.0) for letter in '▁abcdefghijklmnopqrstuvwxyz0123456789,.:#"']
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *letters], unk_id=0))
-    tokenizer.normalizer = normalizers.Sequence([
-        normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
@@ -123,8 +140,9 @@ def with_holes() -> PreTrainedTokenizerBase:
 def with_added_tokens() -> PreTrainedTokenizerBase:
     """Tokens added by its makers: with spaces in them, or taking those beside them; one pads."""
     tokenizer = llama3()
-    tokenizer.add_tokens([AddedToken("<turn of user>", rstrip=True),
-                          AddedToken("two words", normalized=True)])
+    tokenizer.add_tokens(
+        [AddedToken("<turn of user>", rstrip=True), AddedToken("two words", normalized=True)]
+    )
     tokenizer.add_special_tokens({"pad_token": AddedToken("<pad token>", lstrip=True)})
     return tokenizer
 
@@ -135,5 +153,16 @@ def in_python() -> PreTrainedTokenizerBase:
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
-    make.__name__: make for make in (llama3, qwen, mistral, llama2, gemma, uncased, with_holes,
-                                     with_added_tokens, in_python)}
+    make.__name__: make
+    for make in (
+        llama3,
+        qwen,
+        mistral,
+        llama2,
+        gemma,
+        uncased,
+        with_holes,
+        with_added_tokens,
+        in_python,
+    )
+}

@@ -1,6 +1,7 @@
-"""tools/ is a folder of scripts, not a package: what tests call of it in-process comes through here."""
+"""tools/ holds scripts, not a package: what tests call of them in-process comes through here."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path[:0] = [str(TOOLS), str(TOOLS / "benchmarks"), str(TOOLS / "experiments")]

@@ -14,39 +14,55 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilrec.command_line import ArgumentParser
-from ilrec.config import DataConfig
-from ilrec.data.interactions import read_interactions
-from ilrec.entry import run_entry
+from ilrec.config.command_line import ArgumentParser
+from ilrec.config.sections import DataConfig
+from ilrec.files.outputs import check_file
+from ilrec.interactions.reading import read_interactions
 from ilrec.items.embeddings import read_embeddings
 from ilrec.items.quantizer import codebook_use, residual_kmeans
 from ilrec.items.semantic_ids import format_codes, resolve_collisions, write_semantic_ids
-from ilrec.outputs import check_file
+from ilrec.processes import run_entry
 
 logger = logging.getLogger("ilrec.semantic_ids")
 
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--data", required=True, help="data directory (LC-Rec JSON or RecBole atomic files)")
-    parser.add_argument("--embeddings", required=True, type=Path, help="NAME.npy, with NAME.ids.json beside it")
-    parser.add_argument("--output", required=True, type=Path, help="index file to write (*.index.json), in place of an older one")
+    parser.add_argument(
+        "--data", required=True, help="data directory (LC-Rec JSON or RecBole atomic files)"
+    )
+    parser.add_argument(
+        "--embeddings", required=True, type=Path, help="NAME.npy, with NAME.ids.json beside it"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="index file to write (*.index.json), in place of an older one",
+    )
     parser.add_argument("--num_levels", type=int, default=3, help="codes per item")
     parser.add_argument("--codebook_size", type=int, default=64, help="codes per level")
-    parser.add_argument("--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter")
+    parser.add_argument(
+        "--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     check_file(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)
     embeddings_ID = read_embeddings(arguments.embeddings, dataset.item_ids)
-    codes_IL = residual_kmeans(embeddings_ID, arguments.num_levels, arguments.codebook_size, arguments.seed)
+    codes_IL = residual_kmeans(
+        embeddings_ID, arguments.num_levels, arguments.codebook_size, arguments.seed
+    )
     plain = format_codes(codes_IL)
     semantic_ids = resolve_collisions(plain)
     write_semantic_ids(arguments.output, dataset.item_ids, semantic_ids)
     use = ", ".join(f"{share:.0%}" for share in codebook_use(codes_IL, arguments.codebook_size))
     num_extra = sum(a != b for a, b in zip(plain, semantic_ids, strict=True))
-    print(f"{arguments.output}: {dataset.num_items} items, {arguments.num_levels} levels of {arguments.codebook_size} codes; "
-          f"use per level {use}; {num_extra} items needed an extra token; collisions left: 0", flush=True)
+    print(
+        f"{arguments.output}: {dataset.num_items} items, {arguments.num_levels} levels of {arguments.codebook_size} codes; "
+        f"use per level {use}; {num_extra} items needed an extra token; collisions left: 0",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -17,26 +17,41 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilrec.command_line import ArgumentParser
-from ilrec.entry import run_entry
+from ilrec.config.command_line import ArgumentParser
 from ilrec.errors import InputError
+from ilrec.files.outputs import check_new
 from ilrec.merging.inspection import describe
 from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
-from ilrec.outputs import check_new
+from ilrec.processes import run_entry
 
 logger = logging.getLogger("ilrec.merge_lora")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--adapter", help="final/ or checkpoint-N of a LoRA run, or any peft adapter directory")
+    parser.add_argument(
+        "--adapter", help="final/ or checkpoint-N of a LoRA run, or any peft adapter directory"
+    )
     parser.add_argument("--output", type=Path, help="model directory to write; new or empty")
-    parser.add_argument("--base", default="", help="base model, where it is no longer at the recorded place")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what to write (default: as the base, per tensor)")
+    parser.add_argument(
+        "--base", default="", help="base model, where it is no longer at the recorded place"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="what to write (default: as the base, per tensor)",
+    )
     parser.add_argument("--workers", type=int, help="threads (default: one per core, at most 8)")
-    parser.add_argument("--verify", action="store_true", help="compare the logits of both, layer by layer")
-    parser.add_argument("--inspect", type=Path, metavar="DIR", help="say what is in a run, checkpoint, adapter or model")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the logits of both, layer by layer"
+    )
+    parser.add_argument(
+        "--inspect",
+        type=Path,
+        metavar="DIR",
+        help="say what is in a run, checkpoint, adapter or model",
+    )
     arguments = parser.parse_args(argv)
     if not arguments.inspect and not (arguments.adapter and arguments.output):
         parser.error("--adapter and --output are needed (or --inspect DIR)")
@@ -54,10 +69,19 @@ def main(argv: list[str]) -> None:
     begun = time.monotonic()
     with open_source(arguments.adapter, arguments.base) as source:
         merged = merge(source, arguments.output, dtype=arguments.dtype, workers=arguments.workers)
-        logger.info("%s + %s -> %s (%s parameters, %s, %.1f s)", source.base, source.adapter, merged.output,
-                    f"{merged.num_parameters:,}", "/".join(merged.record["dtypes"]), time.monotonic() - begun)
+        logger.info(
+            "%s + %s -> %s (%s parameters, %s, %.1f s)",
+            source.base,
+            source.adapter,
+            merged.output,
+            f"{merged.num_parameters:,}",
+            "/".join(merged.record["dtypes"]),
+            time.monotonic() - begun,
+        )
         if arguments.verify:
-            from ilrec.merging.verification import verify  # imports transformers, which the merge does without
+            from ilrec.merging.verification import (
+                verify,  # imports transformers, which the merge does without
+            )
 
             logger.info("verified: %s", verify(merged.output, source))
 

@@ -22,46 +22,85 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilrec.command_line import ArgumentParser
-from ilrec.config import DataConfig
-from ilrec.data.dataset import MIN_ITEMS_PER_USER, InteractionDataset
-from ilrec.data.importers import PRESETS, Columns, read_files, read_titles
-from ilrec.data.interactions import read_interactions
-from ilrec.data.preparation import Filters, format_statistics, prepare, statistics, with_titles
-from ilrec.data.prepared import new_directory, write_prepared
-from ilrec.data.records import Findings
-from ilrec.entry import run_entry
+from ilrec.config.command_line import ArgumentParser
+from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
-from ilrec.outputs import check_new
+from ilrec.files.outputs import check_new
+from ilrec.interactions.dataset import MIN_ITEMS_PER_USER, InteractionDataset
+from ilrec.interactions.importers import PRESETS, Columns, read_files, read_titles
+from ilrec.interactions.preparation import (
+    Filters,
+    format_statistics,
+    prepare,
+    statistics,
+    with_titles,
+)
+from ilrec.interactions.prepared import new_directory, write_prepared
+from ilrec.interactions.reading import read_interactions
+from ilrec.interactions.records import Findings
+from ilrec.processes import run_entry
 
 logger = logging.getLogger("ilrec.prepare")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--interactions", required=True, nargs="+", type=Path, help="files, or one LC-Rec or RecBole directory")
+    parser.add_argument(
+        "--interactions",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="files, or one LC-Rec or RecBole directory",
+    )
     parser.add_argument("--items", type=Path, help="file of titles")
-    parser.add_argument("--output", required=True, type=Path, help="directory to write; new or empty")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="directory to write; new or empty"
+    )
     parser.add_argument("--name", help="of the data set (default: the output directory's)")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="the columns of a well-known release")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="the columns of a well-known release"
+    )
     columns = parser.add_argument_group("columns, where no preset names them")
     for field in dataclasses.fields(Columns):
         columns.add_argument(f"--{field.name}_column")
     filters = parser.add_argument_group("filters (docs/data.md: what, and in which order)")
-    filters.add_argument("--k_core", type=int, help=f"least interactions of a user and an item (default {DataConfig().k_core})")
-    filters.add_argument("--repeats", choices=("first", "all"), help="of a user's interactions with one item (default first)")
-    filters.add_argument("--min_items", type=int, help=f"least items of a user (default and least: {MIN_ITEMS_PER_USER})")
-    filters.add_argument("--max_items", type=int, help="keep only so many of a user's newest items (default: all)")
+    filters.add_argument(
+        "--k_core",
+        type=int,
+        help=f"least interactions of a user and an item (default {DataConfig().k_core})",
+    )
+    filters.add_argument(
+        "--repeats",
+        choices=("first", "all"),
+        help="of a user's interactions with one item (default first)",
+    )
+    filters.add_argument(
+        "--min_items",
+        type=int,
+        help=f"least items of a user (default and least: {MIN_ITEMS_PER_USER})",
+    )
+    filters.add_argument(
+        "--max_items", type=int, help="keep only so many of a user's newest items (default: all)"
+    )
     filters.add_argument("--min_rating", type=float, help="leave out interactions rated lower")
-    parser.add_argument("--quoted_tsv", action="store_true", default=None,
-                        help="fields of TSV files may be quoted, as pandas writes them; else a quote is a character")
-    parser.add_argument("--max_bad_lines", type=int, default=0, help="malformed lines to skip before giving up")
+    parser.add_argument(
+        "--quoted_tsv",
+        action="store_true",
+        default=None,
+        help="fields of TSV files may be quoted, as pandas writes them; else a quote is a character",
+    )
+    parser.add_argument(
+        "--max_bad_lines", type=int, default=0, help="malformed lines to skip before giving up"
+    )
     return parser.parse_args(argv)
 
 
 def named_columns(arguments: argparse.Namespace) -> Columns:
     """The preset's columns, or those named; what is missing is said."""
-    given = {field.name: getattr(arguments, f"{field.name}_column") for field in dataclasses.fields(Columns)}
+    given = {
+        field.name: getattr(arguments, f"{field.name}_column")
+        for field in dataclasses.fields(Columns)
+    }
     given = {name: value for name, value in given.items() if value is not None}
     if arguments.preset:
         return dataclasses.replace(PRESETS[arguments.preset], **given)
@@ -70,7 +109,9 @@ def named_columns(arguments: argparse.Namespace) -> Columns:
     missing = [name for name in ("user", "item", "time") if name not in given]
     if missing or (arguments.min_rating is not None and "rating" not in given):
         names = missing or ["rating"]
-        raise InputError(f"--{names[0]}_column: not set; name the file's column, or give --preset ({', '.join(sorted(PRESETS))})")
+        raise InputError(
+            f"--{names[0]}_column: not set; name the file's column, or give --preset ({', '.join(sorted(PRESETS))})"
+        )
     return Columns(**given)
 
 
@@ -87,12 +128,22 @@ def named_filters(arguments: argparse.Namespace) -> Filters:
     return Filters(**{name: value for name, value in given.items() if value is not None})
 
 
-def import_files(arguments: argparse.Namespace, findings: Findings) -> tuple[InteractionDataset, dict[str, int]]:
+def import_files(
+    arguments: argparse.Namespace, findings: Findings
+) -> tuple[InteractionDataset, dict[str, int]]:
     """Files through all filters; how many interactions each removed."""
-    columns, filters, quoted = named_columns(arguments), named_filters(arguments), bool(arguments.quoted_tsv)
+    columns, filters, quoted = (
+        named_columns(arguments),
+        named_filters(arguments),
+        bool(arguments.quoted_tsv),
+    )
     raw = read_files(arguments.interactions, columns, findings, arguments.min_rating, quoted)
-    logger.info("%s interactions of %s users with %s items read", f"{len(raw.users):,}", f"{len(raw.user_names):,}",
-                f"{len(raw.item_names):,}")
+    logger.info(
+        "%s interactions of %s users with %s items read",
+        f"{len(raw.users):,}",
+        f"{len(raw.user_names):,}",
+        f"{len(raw.item_names):,}",
+    )
     dataset, removed = prepare(raw, arguments.name or arguments.output.resolve().name, filters)
     if arguments.items is not None:
         titles = read_titles(arguments.items, columns, dataset.item_ids, findings, quoted)
@@ -105,14 +156,18 @@ def import_directory(arguments: argparse.Namespace) -> InteractionDataset:
     names = ("items", "preset", "repeats", "min_items", "max_items", "min_rating", "quoted_tsv")
     ignored = [name for name in names if getattr(arguments, name) is not None]
     if ignored or len(arguments.interactions) > 1:
-        raise InputError(f"--{(ignored or ['interactions'])[0]}: not with a directory, which is taken as it is; expected "
-                         "--interactions DIRECTORY alone (and --k_core for RecBole files)")
+        raise InputError(
+            f"--{(ignored or ['interactions'])[0]}: not with a directory, which is taken as it is; expected "
+            "--interactions DIRECTORY alone (and --k_core for RecBole files)"
+        )
     k_core = DataConfig().k_core if arguments.k_core is None else arguments.k_core
     dataset = read_interactions(arguments.interactions[0], k_core)
     return dataclasses.replace(dataset, name=arguments.name or dataset.name)
 
 
-def write(dataset: InteractionDataset, output: Path, about: dict[str, Any], indices: list[Path]) -> None:
+def write(
+    dataset: InteractionDataset, output: Path, about: dict[str, Any], indices: list[Path]
+) -> None:
     """The prepared directory, semantic IDs and all, or nothing."""
     with new_directory(output) as beside:
         write_prepared(dataset, beside, about)
@@ -135,13 +190,22 @@ def main(argv: list[str]) -> None:
     found["users left out"] = dataset.num_dropped_users
     about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv], "statistics": found}
     if not directory:
-        about["filters"] = dataclasses.asdict(named_filters(arguments)) | {"min_rating": arguments.min_rating}
+        about["filters"] = dataclasses.asdict(named_filters(arguments)) | {
+            "min_rating": arguments.min_rating
+        }
     try:
-        write(dataset, arguments.output, about, sorted(directory.glob("*.index.json")) if directory else [])
+        write(
+            dataset,
+            arguments.output,
+            about,
+            sorted(directory.glob("*.index.json")) if directory else [],
+        )
     finally:
         print(format_statistics(found), flush=True)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit cleans up; the signal's own end does not
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # an exit cleans up; the signal's own end does not
     run_entry(main)

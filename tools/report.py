@@ -1,11 +1,10 @@
 """The table and the picture of a set of runs: metrics of each, loss terms and hard negatives over steps.
 
-    python tools/report.py --rank NAME=ranking.json ... --run NAME=RUN_DIR ... --output report.png
+python tools/report.py --rank NAME=ranking.json ... --run NAME=RUN_DIR ... --output report.png
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,12 +15,13 @@ import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilrec.command_line import ArgumentParser
-from ilrec.config import read_json
-from ilrec.entry import run_entry
+from ilrec.config.command_line import ArgumentParser
 from ilrec.errors import InputError
-from ilrec.outputs import check_file, whole_file
+from ilrec.files.outputs import check_file, whole_file
+from ilrec.files.reading import read_json
+from ilrec.processes import run_entry
 from ilrec.ranking.results import format_table
+from ilrec.training.metrics_log import read_steps
 
 COLUMNS = ("hit@5", "hit@10", "ndcg@5", "ndcg@10")
 TERMS = ("preference", "distillation", "reward")
@@ -38,20 +38,13 @@ def named(pairs: list[str]) -> dict[str, Path]:
     return found
 
 
-def read_steps(run: Path) -> list[dict]:
-    """The training lines of a run's metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        raise InputError(f"{path}: no such file; --run takes the output_dir of ilrec/train.py")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "loss" in line]
-
-
 def check_picture(path: Path) -> None:
     """InputError where the picture could not be written; its suffix says which kind it is."""
     kinds = plt.gcf().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
-        raise InputError(f"--output: {path}: expected a name that ends in one of {', '.join(sorted(kinds))}")
+        raise InputError(
+            f"--output: {path}: expected a name that ends in one of {', '.join(sorted(kinds))}"
+        )
     check_file(path)
 
 
@@ -67,15 +60,24 @@ def draw(rows: dict[str, dict[str, float]], runs: dict[str, list[dict]], path: P
                 losses.plot(steps, values, style, label=f"{name}: {term}")
         negatives.plot(steps, [line.get("negatives/per_token", 0.0) for line in lines], label=name)
         offset = steps[-1] if steps else offset
-    losses.set(title="Loss terms", xlabel="optimizer step", ylabel="mean per supervised token", yscale="log")
+    losses.set(
+        title="Loss terms",
+        xlabel="optimizer step",
+        ylabel="mean per supervised token",
+        yscale="log",
+    )
     negatives.set(title="Hard negatives", xlabel="optimizer step", ylabel="per supervised token")
     for axis in (losses, negatives):
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     width = 0.8 / 2
     for shift, metric in ((-width / 2, "hit@5"), (width / 2, "hit@10")):
-        drawn = bars.bar([i + shift for i in range(len(rows))], [m[metric] for m in rows.values()], width,
-                         label=metric.replace("hit", "Hit"))
+        drawn = bars.bar(
+            [i + shift for i in range(len(rows))],
+            [m[metric] for m in rows.values()],
+            width,
+            label=metric.replace("hit", "Hit"),
+        )
         bars.bar_label(drawn, fmt="%.3f", fontsize=7)
     bars.set_xticks(range(len(rows)), list(rows), rotation=20)
     bars.set(title="Full-catalogue ranking, test users")
@@ -86,9 +88,22 @@ def draw(rows: dict[str, dict[str, float]], runs: dict[str, list[dict]], path: P
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--rank", nargs="+", required=True, metavar="NAME=FILE", help="ranking.json of each row")
-    parser.add_argument("--run", nargs="*", default=[], metavar="NAME=DIR", help="run directories, in training order")
-    parser.add_argument("--output", required=True, type=Path, help="picture to write, in place of an older one: .png, .pdf, .svg, ...")
+    parser.add_argument(
+        "--rank", nargs="+", required=True, metavar="NAME=FILE", help="ranking.json of each row"
+    )
+    parser.add_argument(
+        "--run",
+        nargs="*",
+        default=[],
+        metavar="NAME=DIR",
+        help="run directories, in training order",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="picture to write, in place of an older one: .png, .pdf, .svg, ...",
+    )
     arguments = parser.parse_args(argv)
     check_picture(arguments.output)
     rows = {name: read_json(path)["metrics"] for name, path in named(arguments.rank).items()}

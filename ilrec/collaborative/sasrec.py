@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilrec.config import SASRecConfig, read_json, write_text
+from ilrec.config.sections import SASRecConfig
 from ilrec.errors import InputError
+from ilrec.files.outputs import whole_file, write_text
+from ilrec.files.reading import read_json
 from ilrec.items.numbering import numbering_digest
-from ilrec.outputs import whole_file
 from ilrec.ranking.candidates import choose_candidates, first_repeat
 
 PADDING = -1
@@ -52,15 +53,21 @@ class Block(nn.Module):
         self.num_heads, self.dropout = config.num_heads, config.dropout
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(size), nn.LayerNorm(size)
         self.qkv, self.out = nn.Linear(size, 3 * size), nn.Linear(size, size)
-        self.feed_forward = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Dropout(config.dropout),
-                                          nn.Linear(size, size), nn.Dropout(config.dropout))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(size, size),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(size, size),
+            nn.Dropout(config.dropout),
+        )
 
     def forward(self, states_BTD: Tensor, mask_B1TT: Tensor) -> Tensor:
         """mask_B1TT: bool, True where a position (row) may look at another (column)."""
         heads = self.qkv(self.attention_norm(states_BTD)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B1TT,
-                                                  dropout_p=self.dropout if self.training else 0.0)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask_B1TT, dropout_p=self.dropout if self.training else 0.0
+        )
         update_BTD = self.out(attended.transpose(1, 2).flatten(2))
         states_BTD = states_BTD + F.dropout(update_BTD, self.dropout, self.training)
         return states_BTD + self.feed_forward(self.feed_forward_norm(states_BTD))
@@ -87,8 +94,11 @@ class SASRec(nn.Module):
         """
         length = items_BT.shape[1]
         is_item_BT = items_BT != PADDING
-        recency_T = torch.arange(self.config.max_history_items - length, self.config.max_history_items,
-                                 device=items_BT.device)
+        recency_T = torch.arange(
+            self.config.max_history_items - length,
+            self.config.max_history_items,
+            device=items_BT.device,
+        )
         states_BTD = self.dropout(self.items(items_BT.clamp(min=0)) + self.positions(recency_T))
         # Padding sees itself, because a row of attention with nothing in it is NaN.
         itself_TT = torch.eye(length, dtype=torch.bool, device=items_BT.device)
@@ -113,7 +123,9 @@ class SASRec(nn.Module):
         """
         self.eval()
         device = self.items.weight.device
-        items_BT = _left_padded([history[-self.config.max_history_items:] for history in histories]).to(device)
+        items_BT = _left_padded(
+            [history[-self.config.max_history_items :] for history in histories]
+        ).to(device)
         logits_BI = self.item_logits(self(items_BT)[:, -1])
         is_empty_B = (items_BT == PADDING).all(dim=1)
         logits_BI = logits_BI.masked_fill(is_empty_B[:, None], 0.0).float()
@@ -131,9 +143,15 @@ class SASRec(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / CONFIG).unlink(missing_ok=True)  # no instant has new weights with old settings
         with whole_file(directory / WEIGHTS) as beside:
-            save_file({name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}, beside)
-        content = {"num_items": self.num_items, ITEMS_DIGEST: numbering_digest(item_ids),
-                   **dataclasses.asdict(self.config)}
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()},
+                beside,
+            )
+        content = {
+            "num_items": self.num_items,
+            ITEMS_DIGEST: numbering_digest(item_ids),
+            **dataclasses.asdict(self.config),
+        }
         write_text(directory / CONFIG, json.dumps(content, indent=2) + "\n")
 
     @classmethod
@@ -145,19 +163,33 @@ class SASRec(nn.Module):
         directory = Path(directory)
         missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
         if missing:
-            raise InputError(f"{directory}: not a complete SASRec: {' and '.join(missing)} missing; expected a "
-                             "directory written by tools/train_sasrec.py")
+            raise InputError(
+                f"{directory}: not a complete SASRec: {' and '.join(missing)} missing; expected a "
+                "directory written by tools/train_sasrec.py"
+            )
         settings = read_json(directory / CONFIG)
         if not isinstance(settings, dict):
-            raise InputError(f"{directory / CONFIG}: expected a JSON object, got a {type(settings).__name__}")
+            raise InputError(
+                f"{directory / CONFIG}: expected a JSON object, got a {type(settings).__name__}"
+            )
         _require_same_items(directory, settings, item_ids)
         try:
             model = cls(settings.pop("num_items"), SASRecConfig(**settings))
             model.load_state_dict(load_file(directory / WEIGHTS))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, SafetensorError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OverflowError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected both "
-                             "from one run of tools/train_sasrec.py: run it again") from None
+            raise InputError(
+                f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected both "
+                "from one run of tools/train_sasrec.py: run it again"
+            ) from None
         return model.eval()
 
 
@@ -171,13 +203,22 @@ def _require_same_items(directory: Path, settings: dict[str, Any], item_ids: Seq
     elif num_items != len(item_ids):
         fault = f"was trained on {num_items} items, the data has {len(item_ids)}"
     else:
-        fault = (f"was trained on {num_items} items, as many as the data has, "
-                 "but not the same in the same order")
-    raise InputError(f"{directory}: this SASRec {fault}; train it on this data with tools/train_sasrec.py")
+        fault = (
+            f"was trained on {num_items} items, as many as the data has, "
+            "but not the same in the same order"
+        )
+    raise InputError(
+        f"{directory}: this SASRec {fault}; train it on this data with tools/train_sasrec.py"
+    )
 
 
-def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfig,
-                 valid: tuple[Sequences, Sequence[int] | np.ndarray], log: Callable[[str], object]) -> SASRec:
+def train_sasrec(
+    train_sequences: Sequences,
+    num_items: int,
+    config: SASRecConfig,
+    valid: tuple[Sequences, Sequence[int] | np.ndarray],
+    log: Callable[[str], object],
+) -> SASRec:
     """Train, and return the epoch with the best NDCG@10 on `valid`, (histories, targets), on the CPU.
 
     Every item of a training sequence but the first is a target once. The seed decides the result on the CPU. One line
@@ -190,7 +231,9 @@ def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfi
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(config.seed)
         model = SASRec(num_items, config).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
         num_steps = config.num_epochs * math.ceil(len(windows_WT) / config.batch_size)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
         best_ndcg, best_epoch, best_state = -1.0, 0, {}
@@ -202,9 +245,11 @@ def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfi
                 best_ndcg, best_epoch = ndcg, epoch
                 best_state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             seconds = time.monotonic() - started
-            log(f"epoch {epoch}/{config.num_epochs}: loss {loss:.3f}, valid NDCG@{VALIDATION_CUTOFF} {ndcg:.4f} "
+            log(
+                f"epoch {epoch}/{config.num_epochs}: loss {loss:.3f}, valid NDCG@{VALIDATION_CUTOFF} {ndcg:.4f} "
                 f"(best {best_ndcg:.4f}, epoch {best_epoch}), {seconds:.0f} s, {seconds / epoch:.1f} s/epoch, "
-                f"at most {seconds / epoch * (config.num_epochs - epoch):.0f} s left")
+                f"at most {seconds / epoch * (config.num_epochs - epoch):.0f} s left"
+            )
             if epoch - best_epoch >= config.patience:
                 break
     model.load_state_dict(best_state)
@@ -213,12 +258,18 @@ def train_sasrec(train_sequences: Sequences, num_items: int, config: SASRecConfi
 
 def popularity_scores(train_sequences: Sequences, num_items: int) -> np.ndarray:
     """Interactions per item, float64 [I]: the baseline that every filter must beat."""
-    return np.bincount(np.concatenate([np.asarray(s, dtype=np.int64) for s in train_sequences]),
-                       minlength=num_items).astype(np.float64)
+    return np.bincount(
+        np.concatenate([np.asarray(s, dtype=np.int64) for s in train_sequences]),
+        minlength=num_items,
+    ).astype(np.float64)
 
 
-def _train_epoch(model: SASRec, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
-                 windows_WT: Tensor) -> float:
+def _train_epoch(
+    model: SASRec,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    windows_WT: Tensor,
+) -> float:
     """One pass over the windows in random order. Returns the mean loss per target."""
     model.train()
     device = model.items.weight.device
@@ -241,7 +292,9 @@ def _train_epoch(model: SASRec, optimizer: torch.optim.Optimizer, schedule: torc
     return loss_sum.item() / num_targets
 
 
-def _loss(logits_PI: Tensor, targets_P: Tensor, seen: tuple[Tensor, Tensor] | None, label_smoothing: float) -> Tensor:
+def _loss(
+    logits_PI: Tensor, targets_P: Tensor, seen: tuple[Tensor, Tensor] | None, label_smoothing: float
+) -> Tensor:
     """Mean cross-entropy over the candidates, smoothed over them. Writes into logits_PI.
 
     seen: (positions_S, items_S), pairs that are no candidates; None: all are.
@@ -253,7 +306,9 @@ def _loss(logits_PI: Tensor, targets_P: Tensor, seen: tuple[Tensor, Tensor] | No
         logits_PI.index_put_(seen, logits_PI.new_tensor(NEVER))
     log_sum_P = logits_PI.logsumexp(dim=1)
     target_P = logits_PI.gather(1, targets_P[:, None]).squeeze(1)
-    return (log_sum_P - (1 - label_smoothing) * target_P - label_smoothing * total_P / num_candidates_P).mean()
+    return (
+        log_sum_P - (1 - label_smoothing) * target_P - label_smoothing * total_P / num_candidates_P
+    ).mean()
 
 
 def _seen_before(items_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,8 +328,10 @@ def _pairs(items: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
 def _candidates(sequences: Sequences, wanted: str) -> str:
     """As choose_candidates; InputError where unseen is wanted and does not fit."""
     if wanted == "unseen" and (repeated := first_repeat(sequences)) is not None:
-        raise InputError(f"candidates: unseen does not fit the data: training sequence {repeated} (from 0) has an item twice; expected "
-                         "auto or all")
+        raise InputError(
+            f"candidates: unseen does not fit the data: training sequence {repeated} (from 0) has an item twice; expected "
+            "auto or all"
+        )
     return choose_candidates(wanted, sequences)
 
 
@@ -295,11 +352,16 @@ def _windows(sequences: Sequences, max_history_items: int) -> Tensor:
 
     A longer sequence is cut from its newest end; neighbours share one item, a target here and the first input there.
     """
-    windows = [sequence[max(end - max_history_items - 1, 0):end]
-               for sequence in sequences for end in range(len(sequence), 1, -max_history_items)]
+    windows = [
+        sequence[max(end - max_history_items - 1, 0) : end]
+        for sequence in sequences
+        for end in range(len(sequence), 1, -max_history_items)
+    ]
     if not windows:
-        raise InputError("SASRec: no training sequence has two items; expected users with four interactions or more, "
-                         "of which the last two are held out")
+        raise InputError(
+            "SASRec: no training sequence has two items; expected users with four interactions or more, "
+            "of which the last two are held out"
+        )
     padded_WT = _left_padded(windows)
     return F.pad(padded_WT, (max_history_items + 1 - padded_WT.shape[1], 0), value=PADDING)
 
@@ -322,5 +384,5 @@ def _left_padded(rows: Sequences) -> Tensor:
     width = max([1, *(len(row) for row in rows)])
     padded_BT = np.full((len(rows), width), PADDING, dtype=np.int64)
     for padded_T, row in zip(padded_BT, rows, strict=True):
-        padded_T[width - len(row):] = row
+        padded_T[width - len(row) :] = row
     return torch.from_numpy(padded_BT)

@@ -18,8 +18,11 @@ from torch import Tensor
 from ilrec.items.trie import ROOT, ItemTrie
 
 
-def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Sequence[int] | Tensor | np.ndarray,
-                  trie: ItemTrie) -> tuple[Tensor, Tensor, Tensor]:
+def token_rewards(
+    item_probabilities_BI: Tensor | np.ndarray,
+    target_items_B: Sequence[int] | Tensor | np.ndarray,
+    trie: ItemTrie,
+) -> tuple[Tensor, Tensor, Tensor]:
     """CSR rewards, one row per response token: all tokens of target 0, then of target 1, ...
 
     item_probabilities_BI: p_cf, float, >= 0; rows need not sum to 1. target_items_B: item numbers. All on the CPU.
@@ -38,22 +41,36 @@ def token_rewards(item_probabilities_BI: Tensor | np.ndarray, target_items_B: Se
     num_children_N, edges_E = _child_edges(prefixes_N, trie)
     # take: indexing by [:, items] would lay the columns out one after the other, and all that follows reads rows.
     leaf_mass_BI = np.take(mass_BI, trie.leaf_items.numpy(), axis=1).astype(np.float64)
-    mass_E = _mass_below(leaf_mass_BI, np.repeat(rows_N, num_children_N), edges_E + 1,
-                         np.repeat(prefixes_N == ROOT, num_children_N), trie)
+    mass_E = _mass_below(
+        leaf_mass_BI,
+        np.repeat(rows_N, num_children_N),
+        edges_E + 1,
+        np.repeat(prefixes_N == ROOT, num_children_N),
+        trie,
+    )
     offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
     total_E = np.repeat(np.add.reduceat(mass_E, offsets_N1[:-1]), num_children_N)
     equal_E = 1 / np.repeat(num_children_N, num_children_N)
     values_E = np.divide(mass_E, total_E, out=equal_E, where=total_E > 0)
-    return (torch.from_numpy(offsets_N1), trie.child_tokens[torch.from_numpy(edges_E)],
-            torch.from_numpy(values_E.astype(np.float32)))
+    return (
+        torch.from_numpy(offsets_N1),
+        trie.child_tokens[torch.from_numpy(edges_E)],
+        torch.from_numpy(values_E.astype(np.float32)),
+    )
 
 
-def continuations(target_items_B: Sequence[int] | np.ndarray, trie: ItemTrie) -> tuple[Tensor, Tensor, Tensor]:
+def continuations(
+    target_items_B: Sequence[int] | np.ndarray, trie: ItemTrie
+) -> tuple[Tensor, Tensor, Tensor]:
     """As token_rewards without a filter: the tokens that may follow each prefix, all with reward 0."""
     _, prefixes_N = _prefix_nodes(np.asarray(target_items_B, dtype=np.int64), trie)
     num_children_N, edges_E = _child_edges(prefixes_N, trie)
     offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
-    return torch.from_numpy(offsets_N1), trie.child_tokens[torch.from_numpy(edges_E)], torch.zeros(len(edges_E))
+    return (
+        torch.from_numpy(offsets_N1),
+        trie.child_tokens[torch.from_numpy(edges_E)],
+        torch.zeros(len(edges_E)),
+    )
 
 
 def _child_edges(prefixes_N: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +88,13 @@ def _prefix_nodes(targets_B: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np
     return np.nonzero(has_next_BD)[0], paths_BD[:, :-1][has_next_BD]
 
 
-def _mass_below(leaf_mass_BI: np.ndarray, rows_E: np.ndarray, nodes_E: np.ndarray, is_first_E: np.ndarray,
-                trie: ItemTrie) -> np.ndarray:
+def _mass_below(
+    leaf_mass_BI: np.ndarray,
+    rows_E: np.ndarray,
+    nodes_E: np.ndarray,
+    is_first_E: np.ndarray,
+    trie: ItemTrie,
+) -> np.ndarray:
     """Sum of leaf_mass_BI[row] over the leaves below each node: float64 [E]. is_first_E: the root's children, a run of them per row.
 
     Segments are summed one by one. Differences of a running sum would be cheaper and lose what is small beside the sum. The root's
@@ -81,10 +103,14 @@ def _mass_below(leaf_mass_BI: np.ndarray, rows_E: np.ndarray, nodes_E: np.ndarra
     start_E, end_E = trie.node_start.numpy()[nodes_E], trie.node_end.numpy()[nodes_E]
     mass_E = np.empty(len(nodes_E))
     num_first = int(trie.child_offsets[ROOT + 1])
-    mass_E[is_first_E] = np.add.reduceat(leaf_mass_BI, trie.node_start.numpy()[1 : num_first + 1], axis=1).ravel()
+    mass_E[is_first_E] = np.add.reduceat(
+        leaf_mass_BI, trie.node_start.numpy()[1 : num_first + 1], axis=1
+    ).ravel()
     num_leaves_E = (end_E - start_E)[~is_first_E]
     leaves = _ranges((start_E + rows_E * leaf_mass_BI.shape[1])[~is_first_E], num_leaves_E)
-    mass_E[~is_first_E] = np.add.reduceat(leaf_mass_BI.ravel()[leaves], np.cumsum(num_leaves_E) - num_leaves_E)
+    mass_E[~is_first_E] = np.add.reduceat(
+        leaf_mass_BI.ravel()[leaves], np.cumsum(num_leaves_E) - num_leaves_E
+    )
     return mass_E
 
 

@@ -49,14 +49,22 @@ def read_embeddings(path: Path, item_ids: Sequence[str]) -> np.ndarray:
     if missing or len(rows) > len(item_ids):
         known = set(item_ids)
         first = missing[0] if missing else next(item for item in rows if item not in known)
-        fault = f"item {first!r} of the data has no row" if missing else f"item {first!r} is not in the data"
-        raise InputError(f"{ids_path(path)}: {len(rows)} items, the data has {len(item_ids)}: {fault}; "
-                         "make the embeddings of this data's items")
+        fault = (
+            f"item {first!r} of the data has no row"
+            if missing
+            else f"item {first!r} is not in the data"
+        )
+        raise InputError(
+            f"{ids_path(path)}: {len(rows)} items, the data has {len(item_ids)}: {fault}; "
+            "make the embeddings of this data's items"
+        )
     embeddings_ID = embeddings_RD[[rows[item] for item in item_ids]].astype(np.float32, copy=False)
     broken_I = ~np.isfinite(embeddings_ID).all(axis=1)
     if broken_I.any():
-        raise InputError(f"{path}: the row of item {item_ids[int(broken_I.argmax())]!r} holds NaN or infinity "
-                         f"({broken_I.sum()} such rows); expected numbers")
+        raise InputError(
+            f"{path}: the row of item {item_ids[int(broken_I.argmax())]!r} holds NaN or infinity "
+            f"({broken_I.sum()} such rows); expected numbers"
+        )
     return embeddings_ID
 
 
@@ -66,11 +74,17 @@ def _rows_of_items(path: Path, num_rows: int) -> dict[str, int]:
     try:
         ids: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, so that nothing says which row is which item; {how} (tools/"
-                         "train_sasrec.py writes it: train again where an older version did)") from None
+        raise InputError(
+            f"{path}: no such file, so that nothing says which row is which item; {how} (tools/"
+            "train_sasrec.py writes it: train again where an older version did)"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable ({error}); {how}") from None
-    if not isinstance(ids, list) or len(ids) != num_rows or not all(type(item) in (str, int) for item in ids):
+    if (
+        not isinstance(ids, list)
+        or len(ids) != num_rows
+        or not all(type(item) in (str, int) for item in ids)
+    ):
         got = f"a list of {len(ids)}" if isinstance(ids, list) else f"a {type(ids).__name__}"
         raise InputError(f"{path}: {how}, got {got}")
     rows: dict[str, int] = {}

@@ -17,10 +17,14 @@ from ilrec.errors import InputError
 MINI_BATCH_ITEMS = 100_000
 
 
-def residual_kmeans(embeddings_ID: np.ndarray, num_levels: int, codebook_size: int, seed: int) -> np.ndarray:
+def residual_kmeans(
+    embeddings_ID: np.ndarray, num_levels: int, codebook_size: int, seed: int
+) -> np.ndarray:
     """float [I, D] -> codes int64 [I, num_levels]. Raises InputError for no items or values that are not finite."""
     if len(embeddings_ID) == 0 or not np.isfinite(embeddings_ID).all():
-        raise InputError("semantic IDs: the item embeddings are empty or hold NaN or infinite values; train the embeddings again")
+        raise InputError(
+            "semantic IDs: the item embeddings are empty or hold NaN or infinite values; train the embeddings again"
+        )
     residual_ID = embeddings_ID.astype(np.float64, copy=True)
     codes, centres_CD = [], residual_ID
     for level in range(num_levels):
@@ -35,7 +39,9 @@ def residual_kmeans(embeddings_ID: np.ndarray, num_levels: int, codebook_size: i
     return _separate(np.stack(codes, axis=1), residual_ID, centres_CD, codebook_size)
 
 
-def _separate(codes_IL: np.ndarray, residual_ID: np.ndarray, centres_CD: np.ndarray, codebook_size: int) -> np.ndarray:
+def _separate(
+    codes_IL: np.ndarray, residual_ID: np.ndarray, centres_CD: np.ndarray, codebook_size: int
+) -> np.ndarray:
     """Reassign the last code of colliding items; the item nearest to the shared centre keeps it."""
     groups: dict[tuple, list[int]] = defaultdict(list)
     for item, codes in enumerate(codes_IL.tolist()):
@@ -46,7 +52,9 @@ def _separate(codes_IL: np.ndarray, residual_ID: np.ndarray, centres_CD: np.ndar
         distances = np.linalg.norm(residual_ID[items, None] - centres_CD[None], axis=-1)
         # Codes without a centre (fewer distinct points than codes) are free too, and farther than all others.
         unused = np.full((len(items), codebook_size - len(centres_CD)), np.inf)
-        codes_IL[items, -1] = _assign(np.concatenate([distances, unused], axis=1), codes_IL[items, -1])
+        codes_IL[items, -1] = _assign(
+            np.concatenate([distances, unused], axis=1), codes_IL[items, -1]
+        )
     return codes_IL
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ilrec.config import read_json
 from ilrec.errors import InputError
-from ilrec.outputs import whole_file
+from ilrec.files.outputs import whole_file
+from ilrec.files.reading import read_json
 
 SemanticId = tuple[str, ...]
 
@@ -27,15 +27,21 @@ def read_semantic_ids(path: str | Path, item_ids: Sequence[str]) -> list[Semanti
     """
     index = read_json(path, "make it with tools/build_semantic_ids.py")
     if not isinstance(index, dict):
-        raise InputError(f'{path}: expected {{item: ["<a_1>", "<b_2>", ...]}}, got a {type(index).__name__}')
+        raise InputError(
+            f'{path}: expected {{item: ["<a_1>", "<b_2>", ...]}}, got a {type(index).__name__}'
+        )
     missing = [item for item in item_ids if item not in index]
     if missing:
-        raise InputError(f"{path}: no semantic ID for item {missing[0]!r} ({len(missing)} of {len(item_ids)} items are missing); "
-                         "build the index from the same data")
+        raise InputError(
+            f"{path}: no semantic ID for item {missing[0]!r} ({len(missing)} of {len(item_ids)} items are missing); "
+            "build the index from the same data"
+        )
     for item in item_ids:
         codes = index[item]
         if not isinstance(codes, list) or not codes or not all(map(_is_code, codes)):
-            raise InputError(f'{path}: item {item!r}: expected a list of tokens like ["<a_1>", "<b_2>"], got {codes!r}')
+            raise InputError(
+                f'{path}: item {item!r}: expected a list of tokens like ["<a_1>", "<b_2>"], got {codes!r}'
+            )
     return [tuple(index[item]) for item in item_ids]
 
 
@@ -44,7 +50,9 @@ def _is_code(code: object) -> bool:
     return isinstance(code, str) and code != "" and code.encode(errors="ignore").decode() == code
 
 
-def write_semantic_ids(path: str | Path, item_ids: Sequence[str], semantic_ids: Sequence[SemanticId]) -> None:
+def write_semantic_ids(
+    path: str | Path, item_ids: Sequence[str], semantic_ids: Sequence[SemanticId]
+) -> None:
     """Beside and renamed: a reader never sees half a file."""
     index = {item: list(codes) for item, codes in zip(item_ids, semantic_ids, strict=True)}
     with whole_file(path) as beside:
@@ -53,7 +61,10 @@ def write_semantic_ids(path: str | Path, item_ids: Sequence[str], semantic_ids: 
 
 def format_codes(codes_IL: np.ndarray) -> list[SemanticId]:
     """Codes int [I, L] -> tokens: level l, code c is `<a_c>` for l = 0, `<b_c>` for l = 1, ..."""
-    return [tuple(_token(level, code) for level, code in enumerate(codes)) for codes in codes_IL.tolist()]
+    return [
+        tuple(_token(level, code) for level, code in enumerate(codes))
+        for codes in codes_IL.tolist()
+    ]
 
 
 def _token(level: int, code: int) -> str:
@@ -78,4 +89,7 @@ def _longer(codes: SemanticId, taken: Container[SemanticId]) -> Iterator[Semanti
 
 def item_tokens(semantic_ids: Sequence[SemanticId]) -> list[str]:
     """The distinct tokens, shorter first, then by text: the same for every process and run."""
-    return sorted({token for codes in semantic_ids for token in codes}, key=lambda token: (token[:2], len(token), token))
+    return sorted(
+        {token for codes in semantic_ids for token in codes},
+        key=lambda token: (token[:2], len(token), token),
+    )

@@ -17,6 +17,7 @@ from ilrec.errors import InputError
 
 ROOT = 0
 
+
 @dataclass(frozen=True)
 class ItemTrie:
     """All int64, on one device. D = max_depth, the longest item in tokens.
@@ -59,15 +60,25 @@ class ItemTrie:
         edges = begin[..., None] + torch.arange(width, device=nodes.device)
         mask = edges < end[..., None]
         edges = edges.masked_fill(~mask, 0)
-        return self.child_tokens[edges].masked_fill(~mask, 0), (edges + 1).masked_fill(~mask, 0), mask
+        return (
+            self.child_tokens[edges].masked_fill(~mask, 0),
+            (edges + 1).masked_fill(~mask, 0),
+            mask,
+        )
 
     def exhausted(self, histories: Sequence[np.ndarray | Sequence[int]]) -> Tensor:
         """(row, node) pairs, as row * num_nodes + node, below which every item is in the row's history: sorted int64 [E]."""
         distinct = [np.unique(np.asarray(history, dtype=np.int64)) for history in histories]
-        rows_N = torch.from_numpy(np.repeat(np.arange(len(distinct)), [len(items) for items in distinct])).to(self.leaf_items.device)
-        items_N = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *distinct])).to(self.leaf_items.device)
+        rows_N = torch.from_numpy(
+            np.repeat(np.arange(len(distinct)), [len(items) for items in distinct])
+        ).to(self.leaf_items.device)
+        items_N = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *distinct])).to(
+            self.leaf_items.device
+        )
         paths_ND = self.item_paths[items_N]
-        keys, counts = torch.unique((rows_N[:, None] * self.num_nodes + paths_ND)[paths_ND >= 0], return_counts=True)
+        keys, counts = torch.unique(
+            (rows_N[:, None] * self.num_nodes + paths_ND)[paths_ND >= 0], return_counts=True
+        )
         nodes = keys % self.num_nodes
         return keys[counts == (self.node_end - self.node_start)[nodes]]
 
@@ -82,7 +93,14 @@ class ItemTrie:
         counts = np.bincount(parents, minlength=len(start))
         item_paths = np.empty_like(paths)
         item_paths[order] = paths
-        arrays = (np.concatenate([[0], np.cumsum(counts)]), child_tokens, start, end, order, item_paths)
+        arrays = (
+            np.concatenate([[0], np.cumsum(counts)]),
+            child_tokens,
+            start,
+            end,
+            order,
+            item_paths,
+        )
         return cls(*(torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in arrays))
 
 
@@ -92,9 +110,13 @@ def _padded(sequences: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         raise InputError("item trie: no items; expected at least one item in the catalogue")
     lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
     if not lengths.all():
-        raise InputError(f"item trie: item {int(np.argmin(lengths))} has no tokens; give it a title or a semantic ID")
+        raise InputError(
+            f"item trie: item {int(np.argmin(lengths))} has no tokens; give it a title or a semantic ID"
+        )
     tokens_ID = np.full((len(sequences), lengths.max()), -1, dtype=np.int64)
-    tokens_ID[np.arange(tokens_ID.shape[1]) < lengths[:, None]] = np.concatenate([np.asarray(s, np.int64) for s in sequences])
+    tokens_ID[np.arange(tokens_ID.shape[1]) < lengths[:, None]] = np.concatenate(
+        [np.asarray(s, np.int64) for s in sequences]
+    )
     return tokens_ID
 
 
@@ -104,7 +126,10 @@ def _number_nodes(sorted_ID: np.ndarray) -> tuple[np.ndarray, ...]:
     paths = np.full((num_items, depth + 1), -1, dtype=np.int64)
     paths[:, 0] = ROOT
     tokens, parents, start, end = [], [], [np.array([0])], [np.array([num_items])]
-    num_nodes, begins = 1, np.zeros(num_items, dtype=bool)  # begins: this row's prefix differs from the row before
+    num_nodes, begins = (
+        1,
+        np.zeros(num_items, dtype=bool),
+    )  # begins: this row's prefix differs from the row before
     begins[0] = True
     for level in range(depth):
         column = sorted_ID[:, level]
@@ -119,7 +144,13 @@ def _number_nodes(sorted_ID: np.ndarray) -> tuple[np.ndarray, ...]:
         start.append(first)
         end.append(boundaries[np.searchsorted(boundaries, first, side="right")])
         num_nodes += len(first)
-    return paths, np.concatenate(tokens), np.concatenate(parents), np.concatenate(start), np.concatenate(end)
+    return (
+        paths,
+        np.concatenate(tokens),
+        np.concatenate(parents),
+        np.concatenate(start),
+        np.concatenate(end),
+    )
 
 
 def _check_no_prefix(sorted_ID: np.ndarray, order: np.ndarray) -> None:
@@ -128,5 +159,7 @@ def _check_no_prefix(sorted_ID: np.ndarray, order: np.ndarray) -> None:
     begins = ((before == after) | (before < 0)).all(axis=1) & (before != after).any(axis=1)
     if begins.any():
         row = int(np.argmax(begins))
-        raise InputError(f"item trie: the tokens of item {order[row]} begin those of item {order[row + 1]}; "
-                         "end every item with the end token")
+        raise InputError(
+            f"item trie: the tokens of item {order[row]} begin those of item {order[row + 1]}; "
+            "end every item with the end token"
+        )

@@ -15,7 +15,14 @@ from typing import Any
 from ilrec.errors import InputError
 from ilrec.merging.adapter import Adapter, Change
 from ilrec.merging.rows import RowMerger, blocks
-from ilrec.merging.tensor_files import EMBEDDING, HEAD, MERGEABLE, NewTensor, StoredTensor, holds_another_head
+from ilrec.weights.tensor_files import (
+    EMBEDDING,
+    HEAD,
+    MERGEABLE,
+    NewTensor,
+    StoredTensor,
+    holds_another_head,
+)
 
 LAYER = re.compile(r"((?:.*?\.)?layers\.\d+)\.(.*)")
 
@@ -32,7 +39,9 @@ class MergedTensor:
 
     @property
     def new(self) -> NewTensor:
-        return NewTensor(self.name, self.dtype, (self.num_rows, *self.base.shape[1:]) if self.base.shape else ())
+        return NewTensor(
+            self.name, self.dtype, (self.num_rows, *self.base.shape[1:]) if self.base.shape else ()
+        )
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,9 @@ class Plan:
     vocab_size: int | None
 
 
-def make_plan(base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapter: Adapter, dtype: str | None) -> Plan:
+def make_plan(
+    base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapter: Adapter, dtype: str | None
+) -> Plan:
     """config: the base's config.json. dtype: safetensors' name of what to write; None: what the base has.
 
     Raises InputError where the adapter does not fit, naming both.
@@ -52,7 +63,9 @@ def make_plan(base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapt
     check_whole(base, text_config(config))
     changes = dict(adapter.changes)
     embedding = next((name for name in base if name.endswith(EMBEDDING)), None)
-    was_tied = HEAD not in base or (bool(text_config(config).get("tie_word_embeddings")) and not holds_another_head(base))
+    was_tied = HEAD not in base or (
+        bool(text_config(config).get("tie_word_embeddings")) and not holds_another_head(base)
+    )
     sources = dict(base)
     if was_tied and embedding is not None:
         sources[HEAD] = base[embedding]
@@ -61,11 +74,22 @@ def make_plan(base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapt
     _check_targets(base, adapter)
     for name in changes:
         if name not in sources:
-            raise InputError(f"{adapter.directory}: changes {name}, which {_directory(base)} does not have: the adapter was made for "
-                             f"another base ({adapter.base}); name the right one with --base")
+            raise InputError(
+                f"{adapter.directory}: changes {name}, which {_directory(base)} does not have: the adapter was made for "
+                f"another base ({adapter.base}); name the right one with --base"
+            )
     num_rows = _vocabulary(sources, changes, embedding, adapter)
-    tensors = {name: _merged(name, tensor, changes.get(name, Change()), dtype, num_rows.get(name, tensor.num_rows), adapter)
-               for name, tensor in sources.items()}
+    tensors = {
+        name: _merged(
+            name,
+            tensor,
+            changes.get(name, Change()),
+            dtype,
+            num_rows.get(name, tensor.num_rows),
+            adapter,
+        )
+        for name, tensor in sources.items()
+    }
     is_tied = was_tied and (embedding is None or _equal(tensors[embedding], tensors[HEAD]))
     if is_tied:
         tensors.pop(HEAD, None)
@@ -77,15 +101,31 @@ def _check_targets(base: Mapping[str, StoredTensor], adapter: Adapter) -> None:
 
     Not where the adapter leaves layers out by settings that only peft reads, nor for experts, which it counts as one.
     """
-    if any(adapter.config.get(setting) for setting in ("layers_to_transform", "layers_pattern", "exclude_modules", "modules_to_save")):
+    if any(
+        adapter.config.get(setting)
+        for setting in (
+            "layers_to_transform",
+            "layers_pattern",
+            "exclude_modules",
+            "modules_to_save",
+        )
+    ):
         return
     targets = adapter.config.get("target_modules") or ()
-    missing = sorted(name for name, tensor in base.items() if len(tensor.shape) == 2 and ".experts." not in name
-                     and name.endswith(".weight") and _is_target(name.removesuffix(".weight"), targets)
-                     and adapter.changes.get(name, Change()).low_rank is None)
+    missing = sorted(
+        name
+        for name, tensor in base.items()
+        if len(tensor.shape) == 2
+        and ".experts." not in name
+        and name.endswith(".weight")
+        and _is_target(name.removesuffix(".weight"), targets)
+        and adapter.changes.get(name, Change()).low_rank is None
+    )
     if missing:
-        raise InputError(f"{adapter.directory}: incomplete: target_modules in adapter_config.json names {len(missing)} layers of which "
-                         f"no update is there, first: {missing[0]}; copy or save the adapter again")
+        raise InputError(
+            f"{adapter.directory}: incomplete: target_modules in adapter_config.json names {len(missing)} layers of which "
+            f"no update is there, first: {missing[0]}; copy or save the adapter again"
+        )
 
 
 def _is_target(module: str, targets: str | Sequence[str]) -> bool:
@@ -102,11 +142,17 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def check_whole(base: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
     """Raises InputError where a layer that config.json counts, or the head of an untied model, is in no file."""
-    layers = {int(match.group(1)) for name in base if (match := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
+    layers = {
+        int(match.group(1))
+        for name in base
+        if (match := re.search(r"(?:^|\.)layers\.(\d+)\.", name))
+    }
     missing = sorted(set(range(config.get("num_hidden_layers", 0))) - layers) if layers else []
     if missing or (config.get("tie_word_embeddings") is False and HEAD not in base):
         lacks = f"layer {missing[0]} of {config['num_hidden_layers']}" if missing else HEAD
-        raise InputError(f"{_directory(base)}: incomplete: config.json promises {lacks}, no file has it; copy the model again")
+        raise InputError(
+            f"{_directory(base)}: incomplete: config.json promises {lacks}, no file has it; copy the model again"
+        )
     if not config.get("num_kv_shared_layers"):  # Gemma 3n: later layers rightly have less
         _check_layers(base)
 
@@ -120,8 +166,10 @@ def _check_layers(base: Mapping[str, StoredTensor]) -> None:
     for layer, own in parts.items():
         for fuller in parts.values():
             if own < fuller:
-                raise InputError(f"{_directory(base)}: incomplete: {layer}.{min(fuller - own)} is in no file, though another layer has "
-                                 "it; copy the model again")
+                raise InputError(
+                    f"{_directory(base)}: incomplete: {layer}.{min(fuller - own)} is in no file, though another layer has "
+                    "it; copy the model again"
+                )
 
 
 def _directory(base: Mapping[str, StoredTensor]) -> Path:
@@ -137,12 +185,19 @@ def _tied_change(change: Change, adapter: Adapter) -> Change:
     if adapter.ties_embeddings:
         return change
     is_frozen = change.whole is not None and ".base_layer." in change.whole.name
-    return Change(whole=change.whole if is_frozen or change.token_ids else None,
-                  token_ids=change.token_ids, token_rows_RH=change.token_rows_RH)
+    return Change(
+        whole=change.whole if is_frozen or change.token_ids else None,
+        token_ids=change.token_ids,
+        token_rows_RH=change.token_rows_RH,
+    )
 
 
-def _vocabulary(sources: Mapping[str, StoredTensor], changes: Mapping[str, Change], embedding: str | None,
-                adapter: Adapter) -> dict[str, int]:
+def _vocabulary(
+    sources: Mapping[str, StoredTensor],
+    changes: Mapping[str, Change],
+    embedding: str | None,
+    adapter: Adapter,
+) -> dict[str, int]:
     """Rows of embedding and head: the base's, or more where the adapter brings tokens. InputError where a new row has no values."""
     names = [name for name in (embedding, HEAD) if name is not None and name in sources]
     size = 0
@@ -154,9 +209,11 @@ def _vocabulary(sources: Mapping[str, StoredTensor], changes: Mapping[str, Chang
         stored = _stored_rows(sources[name], change)
         missing = sorted(set(range(stored, size)) - set(change.token_ids))
         if missing:
-            raise InputError(f"{adapter.directory}: the merged model has {size} tokens; of {name}, {len(missing)} rows (first: "
-                             f"{missing[0]}) are neither in the base {_directory(sources)} ({stored} rows) nor in the adapter: another "
-                             f"base than it was made for ({adapter.base}), or one that was resized and not saved")
+            raise InputError(
+                f"{adapter.directory}: the merged model has {size} tokens; of {name}, {len(missing)} rows (first: "
+                f"{missing[0]}) are neither in the base {_directory(sources)} ({stored} rows) nor in the adapter: another "
+                f"base than it was made for ({adapter.base}), or one that was resized and not saved"
+            )
     return dict.fromkeys(names, size)
 
 
@@ -164,21 +221,36 @@ def _stored_rows(base: StoredTensor, change: Change) -> int:
     return change.whole.num_rows if change.whole else base.num_rows
 
 
-def _merged(name: str, base: StoredTensor, change: Change, dtype: str | None, num_rows: int, adapter: Adapter) -> MergedTensor:
+def _merged(
+    name: str,
+    base: StoredTensor,
+    change: Change,
+    dtype: str | None,
+    num_rows: int,
+    adapter: Adapter,
+) -> MergedTensor:
     if change != Change() and base.dtype not in MERGEABLE:
-        raise InputError(f"{base.path}: {name} is stored as {base.dtype} (quantised?); merge into the model as it was before that, and "
-                         "quantise the merged one")
+        raise InputError(
+            f"{base.path}: {name} is stored as {base.dtype} (quantised?); merge into the model as it was before that, and "
+            "quantise the merged one"
+        )
     wrong = _misfit(base, change, num_rows)
     if wrong:
-        raise InputError(f"{adapter.directory}: {name} is {list(base.shape)} in the base {base.path.parent} and the adapter's {wrong}: "
-                         f"it was made for another base ({adapter.base}); name the right one with --base")
-    return MergedTensor(name, base, change, dtype if dtype and base.dtype in MERGEABLE else base.dtype, num_rows)
+        raise InputError(
+            f"{adapter.directory}: {name} is {list(base.shape)} in the base {base.path.parent} and the adapter's {wrong}: "
+            f"it was made for another base ({adapter.base}); name the right one with --base"
+        )
+    return MergedTensor(
+        name, base, change, dtype if dtype and base.dtype in MERGEABLE else base.dtype, num_rows
+    )
 
 
 def _misfit(base: StoredTensor, change: Change, num_rows: int) -> str:
     """The shape that does not fit, or ""."""
     rest = base.shape[1:]
-    if change.whole and (change.whole.shape[1:] != rest or not base.num_rows <= change.whole.num_rows <= num_rows):
+    if change.whole and (
+        change.whole.shape[1:] != rest or not base.num_rows <= change.whole.num_rows <= num_rows
+    ):
         return f"own is {list(change.whole.shape)}"
     if change.low_rank and change.low_rank.shape != (_stored_rows(base, change), *rest):
         return f"update is {list(change.low_rank.shape)}"
@@ -194,4 +266,7 @@ def _equal(one: MergedTensor, other: MergedTensor) -> bool:
     if dataclasses.replace(other, name=one.name) == one:
         return True
     mergers = RowMerger(one), RowMerger(other)
-    return all(mergers[0].rows(start, stop).equal(mergers[1].rows(start, stop)) for start, stop in blocks(one))
+    return all(
+        mergers[0].rows(start, stop).equal(mergers[1].rows(start, stop))
+        for start, stop in blocks(one)
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ilrec.errors import InputError
 from ilrec.merging.adapter import LowRank
-from ilrec.merging.tensor_files import DTYPES
+from ilrec.weights.tensor_files import DTYPES
 
 if TYPE_CHECKING:
     from ilrec.merging.plan import MergedTensor
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 4 * 2**20
 
 
-def blocks(tensor: MergedTensor, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+def blocks(
+    tensor: MergedTensor, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, int]]:
     """(start, stop) of blocks of rows, at least one row each."""
     row_elements = max(1, tensor.base.row_bytes // DTYPES[tensor.base.dtype].itemsize)
     step = max(1, BLOCK_BYTES // (4 * row_elements))
@@ -43,7 +45,9 @@ class RowMerger:
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop of the merged tensor, in its dtype. Raises InputError where one is NaN or inf."""
         stored = self._stored(start, stop)
-        rows = self._changed(stored.to(self.compute_dtype), start) if self.change.computes else stored
+        rows = (
+            self._changed(stored.to(self.compute_dtype), start) if self.change.computes else stored
+        )
         rows = rows.to(self.dtype)
         if rows.is_floating_point() and not rows.isfinite().all():
             raise InputError(self._nonfinite(start, stop))
@@ -66,8 +70,12 @@ class RowMerger:
             magnitude_O = self.change.magnitude.rows(start, stop).to(rows.dtype)
             rows *= (magnitude_O / torch.linalg.vector_norm(rows, dim=1))[:, None]
         if self.change.token_rows_RH:
-            for row in ((self._token_ids_R >= start) & (self._token_ids_R < stop)).nonzero()[:, 0].tolist():
-                rows[self.change.token_ids[row] - start] = self.change.token_rows_RH.rows(row, row + 1)[0]
+            for row in (
+                ((self._token_ids_R >= start) & (self._token_ids_R < stop)).nonzero()[:, 0].tolist()
+            ):
+                rows[self.change.token_ids[row] - start] = self.change.token_rows_RH.rows(
+                    row, row + 1
+                )[0]
         return rows
 
     def _update(self, low_rank: LowRank, start: int, stop: int) -> Tensor:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from ilrec.config import read_json
 from ilrec.errors import InputError
 from ilrec.merging.adapter import CONFIG
-from ilrec.merging.fingerprint import weights_fingerprint
-from ilrec.merging.tensor_files import read_header
-from ilrec.model_source import ModelSource, find_base, local_directory, refuse_pointers
+from ilrec.model.source import find_base, local_directory, refuse_pointers
 from ilrec.training.checkpoints import MANIFEST, find_fault
+from ilrec.training.recorded_base import check_base
+from ilrec.weights.tensor_files import read_header
 
 WEIGHTS = "adapter_model.safetensors"
 SHARDS = "latest"  # DeepSpeed's file that names the folder with its shards
@@ -40,7 +39,9 @@ def open_source(adapter: str, base: str = "") -> Iterator[MergeSource]:
     with contextlib.ExitStack() as stack:
         weights = directory
         if not has_weights(directory):
-            weights = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ilrec-consolidated-")))
+            weights = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="ilrec-consolidated-"))
+            )
             consolidate(directory, weights)
         yield MergeSource(source, directory, weights)
 
@@ -49,17 +50,31 @@ def find_adapter(name: str) -> Path:
     """Raises InputError for what is no adapter, or one that does not fit its manifest."""
     directory = Path(name)
     if not directory.is_dir():
-        raise InputError(f"--adapter: no such directory: {name}; expected final/ or checkpoint-N of a run, or a peft adapter")
+        raise InputError(
+            f"--adapter: no such directory: {name}; expected final/ or checkpoint-N of a run, or a peft adapter"
+        )
     if not (directory / CONFIG).exists():
         if (directory / "config.json").exists():
-            raise InputError(f"--adapter: {directory} is a full model, there is nothing to merge; expected a directory with {CONFIG}")
-        inside = [path for path in (directory / "final", *directory.glob("checkpoint-*")) if (path / CONFIG).exists()]
-        hint = f"did you mean {inside[0]}?" if inside else "expected final/ or checkpoint-N of a LoRA run"
+            raise InputError(
+                f"--adapter: {directory} is a full model, there is nothing to merge; expected a directory with {CONFIG}"
+            )
+        inside = [
+            path
+            for path in (directory / "final", *directory.glob("checkpoint-*"))
+            if (path / CONFIG).exists()
+        ]
+        hint = (
+            f"did you mean {inside[0]}?"
+            if inside
+            else "expected final/ or checkpoint-N of a LoRA run"
+        )
         raise InputError(f"--adapter: {directory} has no {CONFIG}; {hint}")
     refuse_pointers(directory)
     fault = find_fault(directory) if (directory / MANIFEST).exists() else ""
     if fault:
-        raise InputError(f"--adapter: {directory} {fault}; take another checkpoint, or copy it again")
+        raise InputError(
+            f"--adapter: {directory} {fault}; take another checkpoint, or copy it again"
+        )
     return directory
 
 
@@ -69,8 +84,10 @@ def has_weights(directory: Path) -> bool:
     if path.exists() and (read_header(path) or not (directory / SHARDS).exists()):
         return True
     if not (directory / SHARDS).exists():
-        raise InputError(f"{directory}: incomplete: neither {WEIGHTS} nor DeepSpeed's shards; use another checkpoint, or the final/ of "
-                         "a finished run")
+        raise InputError(
+            f"{directory}: incomplete: neither {WEIGHTS} nor DeepSpeed's shards; use another checkpoint, or the final/ of "
+            "a finished run"
+        )
     return False
 
 
@@ -79,18 +96,3 @@ def consolidate(checkpoint: Path, target: Path) -> None:
     from ilrec.training.zero3 import consolidated_adapter
 
     save_file(consolidated_adapter(checkpoint), target / WEIGHTS)
-
-
-def check_source(source: ModelSource) -> None:
-    """As check_base, for what is trained further or ranked; nothing for a full model."""
-    if source.adapter:
-        check_base(Path(source.adapter), local_directory(source.base))
-
-
-def check_base(adapter: Path, base: Path) -> None:
-    """The weights are those the adapter was trained on, where the run recorded which."""
-    manifest = adapter / MANIFEST
-    recorded = read_json(manifest).get("base") if manifest.exists() else None
-    if recorded and recorded["weights"] != weights_fingerprint(base):
-        raise InputError(f"{adapter} was trained on {recorded['name']}, whose weights are others than those in {base}; name the right "
-                         "base with --base")

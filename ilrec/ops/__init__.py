@@ -26,13 +26,22 @@ DISTILLATION_TARGETS = ("ensemble", "per_layer")
 NEGATIVE_TOKENS = ("all", "items", "continuations")
 REWARD_TOKENS = ("negatives", "continuations")
 
-__all__ = ["BACKENDS", "DISTILLATION_TARGETS", "IGNORE_INDEX", "NEGATIVE_TOKENS", "REWARD_TOKENS", "STATS", "THRESHOLDS",
-           "Objective", "cross_layer_loss"]
+__all__ = [
+    "BACKENDS",
+    "DISTILLATION_TARGETS",
+    "IGNORE_INDEX",
+    "NEGATIVE_TOKENS",
+    "REWARD_TOKENS",
+    "STATS",
+    "THRESHOLDS",
+    "Objective",
+    "cross_layer_loss",
+]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is optimised; the meaning and the default of each setting are in ilrec/config.py (ObjectiveConfig).
+    """What is optimised; the meaning and the default of each setting are in ilrec/config/sections.py (ObjectiveConfig).
 
     Raises ValueError for a negative or non-finite weight, a non-positive alpha or temperature, or an unknown choice.
     """
@@ -51,16 +60,30 @@ class Objective:
     def __post_init__(self) -> None:
         for name in ("beta", "distillation_weight", "reward_weight"):
             value = getattr(self, name)
-            checks.require(math.isfinite(value) and value >= 0, f"{name}: expected a finite number >= 0, got {value!r}")
+            checks.require(
+                math.isfinite(value) and value >= 0,
+                f"{name}: expected a finite number >= 0, got {value!r}",
+            )
         for name in ("alpha", "reward_temperature"):
             value = getattr(self, name)
-            checks.require(math.isfinite(value) and value > 0, f"{name}: expected a finite number > 0, got {value!r}")
-        for name, choices in (("threshold", THRESHOLDS), ("distillation_target", DISTILLATION_TARGETS),
-                              ("negative_tokens", NEGATIVE_TOKENS), ("reward_tokens", REWARD_TOKENS)):
+            checks.require(
+                math.isfinite(value) and value > 0,
+                f"{name}: expected a finite number > 0, got {value!r}",
+            )
+        for name, choices in (
+            ("threshold", THRESHOLDS),
+            ("distillation_target", DISTILLATION_TARGETS),
+            ("negative_tokens", NEGATIVE_TOKENS),
+            ("reward_tokens", REWARD_TOKENS),
+        ):
             value = getattr(self, name)
-            checks.require(value in choices, f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-        checks.require(isinstance(self.max_negatives, int) and self.max_negatives >= 0,
-                 f"max_negatives: expected an integer >= 0 (0: no cap), got {self.max_negatives!r}")
+            checks.require(
+                value in choices, f"{name}: expected one of {', '.join(choices)}, got {value!r}"
+            )
+        checks.require(
+            isinstance(self.max_negatives, int) and self.max_negatives >= 0,
+            f"max_negatives: expected an integer >= 0 (0: no cap), got {self.max_negatives!r}",
+        )
 
     @property
     def needs_negatives(self) -> bool:
@@ -134,12 +157,23 @@ def cross_layer_loss(
     Raises:
         ValueError: a shape, dtype, device, value or backend that does not fit; the text says what was expected.
     """
-    checks.require(backend in BACKENDS, f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    checks.require(slab_bytes is None or slab_bytes > 0, f"slab_bytes: expected a positive number, got {slab_bytes!r}")
+    checks.require(
+        backend in BACKENDS, f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}"
+    )
+    checks.require(
+        slab_bytes is None or slab_bytes > 0,
+        f"slab_bytes: expected a positive number, got {slab_bytes!r}",
+    )
     checks.check_states(hidden_NH, readout_KNH, lm_head_VH, labels_N, objective)
-    checks.check_options(lm_head_VH, candidates_V, objective, num_tokens, new_token_ids_R, new_token_rows_RH)
-    rewards = checks.rewards_on_device(token_rewards, labels_N) if objective.needs_continuations else None
-    num_labels = checks.check_values(labels_N, len(lm_head_VH), candidates_V, rewards, new_token_ids_R)
+    checks.check_options(
+        lm_head_VH, candidates_V, objective, num_tokens, new_token_ids_R, new_token_rows_RH
+    )
+    rewards = (
+        checks.rewards_on_device(token_rewards, labels_N) if objective.needs_continuations else None
+    )
+    num_labels = checks.check_values(
+        labels_N, len(lm_head_VH), candidates_V, rewards, new_token_ids_R
+    )
     if num_labels == 0:
         return _connected_zero(hidden_NH, readout_KNH, lm_head_VH, new_token_rows_RH)
     if not objective.needs_readout:
@@ -156,7 +190,9 @@ def cross_layer_loss(
         "labels_N": labels_N,
         "objective": objective,
         "candidates_V": candidates_V,
-        "rewards": _reward_entries(rewards, kept_N, len(lm_head_VH)) if rewards is not None else None,
+        "rewards": _reward_entries(rewards, kept_N, len(lm_head_VH))
+        if rewards is not None
+        else None,
         "new_tokens": (new_token_ids_R, new_token_rows_RH) if new_token_ids_R is not None else None,
     }
     # Autocast would project in bfloat16 whatever the dtype of the input, and rounded logits flip selections.
@@ -174,7 +210,9 @@ def cross_layer_loss(
     return loss_sum / (num_labels if num_tokens is None else num_tokens), stats_5
 
 
-def _reward_entries(rewards: tuple[Tensor, ...], kept_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+def _reward_entries(
+    rewards: tuple[Tensor, ...], kept_N: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor]:
     """CSR over all rows -> (keys, values) over the kept rows: key = kept row * V + token, ascending and unique."""
     offsets_N1, token_ids_E, values_E = rewards
     rows_E = torch.repeat_interleave(offsets_N1.diff(), output_size=len(token_ids_E))
@@ -193,4 +231,3 @@ def _connected_zero(hidden_NH: Tensor, *others: Tensor | None) -> tuple[Tensor, 
         if tensor is not None:
             zero = zero + tensor[..., :0].sum().to(zero.dtype)
     return zero, torch.zeros(len(STATS), device=hidden_NH.device)
-

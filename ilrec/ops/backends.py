@@ -62,12 +62,17 @@ def _stream() -> Backend:
     return vocab_stream.sums_and_gradients
 
 
-_BACKENDS: dict[str, Callable[[], Backend]] = {"row_slab": lambda: row_slab.sums_and_gradients, "vocab_stream": _stream}
+_BACKENDS: dict[str, Callable[[], Backend]] = {
+    "row_slab": lambda: row_slab.sums_and_gradients,
+    "vocab_stream": _stream,
+}
 
 
 @functools.cache
 def _say_once(device_type: str, name: str, slow: bool) -> None:
     if slow:
-        logger.warning("vocabulary operation: triton is not installed, so that PyTorch does its elementwise work on the GPU, at "
-                       "several times the cost; install the triton that belongs to this torch")
+        logger.warning(
+            "vocabulary operation: triton is not installed, so that PyTorch does its elementwise work on the GPU, at "
+            "several times the cost; install the triton that belongs to this torch"
+        )
     logger.info("vocabulary operation on %s: %s", device_type, name)

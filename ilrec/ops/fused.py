@@ -42,7 +42,11 @@ class States(NamedTuple):
 
     @classmethod
     def of(cls, hidden_NH: Tensor, readout_KNH: Tensor | None, objective: Objective) -> States:
-        return cls(hidden_NH, readout_KNH, objective.distillation_weight > 0 and objective.distillation_target == "per_layer")
+        return cls(
+            hidden_NH,
+            readout_KNH,
+            objective.distillation_weight > 0 and objective.distillation_target == "per_layer",
+        )
 
     @property
     def num_students(self) -> int:
@@ -60,12 +64,18 @@ class States(NamedTuple):
         if self.readout_KNH is None:
             return hidden_1NH
         readout_KNH = self.readout_KNH[:, rows]
-        students_JNH = readout_KNH.to(self.dtype) if self.per_layer else readout_KNH.mean(0, keepdim=True, dtype=self.dtype)
+        students_JNH = (
+            readout_KNH.to(self.dtype)
+            if self.per_layer
+            else readout_KNH.mean(0, keepdim=True, dtype=self.dtype)
+        )
         return torch.cat([hidden_1NH, students_JNH])
 
     def select(self, rows_N: Tensor) -> States:
         readout_KNH = None if self.readout_KNH is None else self.readout_KNH.index_select(1, rows_N)
-        return self._replace(hidden_NH=self.hidden_NH.index_select(0, rows_N), readout_KNH=readout_KNH)
+        return self._replace(
+            hidden_NH=self.hidden_NH.index_select(0, rows_N), readout_KNH=readout_KNH
+        )
 
 
 Backend = Callable[[States, Head, Task, Gradients], Tensor]
@@ -91,7 +101,9 @@ def cross_layer_sums(
         readout_KNH = readout_KNH.detach()
     inputs = (hidden_NH, readout_KNH, lm_head_VH, rows_RH)
     # Decided here, because inside a Function needs_input_grad is set under no_grad too.
-    wanted = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs)
+    wanted = tuple(
+        torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in inputs
+    )
     candidate_ids_C = None if candidates_V is None else candidates_V.nonzero()[:, 0]
     task = Task(labels_N.contiguous(), objective, candidate_ids_C, rewards, slab_bytes)
     loss_sum, stats_5 = _GradientsInForward.apply(*inputs, ids_R, task, wanted, backend)  # type: ignore[no-untyped-call]
@@ -100,19 +112,42 @@ def cross_layer_sums(
 
 class _GradientsInForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, readout_KNH: Tensor | None, lm_head_VH: Tensor, rows_RH: Tensor | None,
-                ids_R: Tensor | None, task: Task, wanted: tuple[bool, ...], backend: Backend) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        readout_KNH: Tensor | None,
+        lm_head_VH: Tensor,
+        rows_RH: Tensor | None,
+        ids_R: Tensor | None,
+        task: Task,
+        wanted: tuple[bool, ...],
+        backend: Backend,
+    ) -> tuple[Tensor, Tensor]:
         objective = task.objective
         states = States.of(hidden_NH, readout_KNH, objective)
         students = None if readout_KNH is None else readout_KNH[: states.num_students]
-        grads = Gradients(*[torch.zeros_like(tensor, dtype=states.dtype, memory_format=torch.contiguous_format)
-                            if tensor is not None and want else None
-                            for tensor, want in zip((hidden_NH, students, lm_head_VH, rows_RH), wanted, strict=True)])
+        grads = Gradients(
+            *[
+                torch.zeros_like(tensor, dtype=states.dtype, memory_format=torch.contiguous_format)
+                if tensor is not None and want
+                else None
+                for tensor, want in zip(
+                    (hidden_NH, students, lm_head_VH, rows_RH), wanted, strict=True
+                )
+            ]
+        )
         sums_5 = backend(states, Head.of(lm_head_VH, ids_R, rows_RH), task, grads)
         ctx.save_for_backward(*grads)
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden_NH, readout_KNH, lm_head_VH, rows_RH)]
+        ctx.dtypes = [
+            None if tensor is None else tensor.dtype
+            for tensor in (hidden_NH, readout_KNH, lm_head_VH, rows_RH)
+        ]
         ctx.num_layers = None if readout_KNH is None else len(readout_KNH)
-        loss_sum = sums_5[0] + objective.distillation_weight * sums_5[1] + objective.reward_weight * sums_5[2]
+        loss_sum = (
+            sums_5[0]
+            + objective.distillation_weight * sums_5[1]
+            + objective.reward_weight * sums_5[2]
+        )
         stats_5 = sums_5.to(torch.float32, copy=True)
         ctx.mark_non_differentiable(stats_5)
         return loss_sum, stats_5
@@ -125,8 +160,12 @@ class _GradientsInForward(torch.autograd.Function):
         students_JNH = ctx.saved_tensors[1]
         if students_JNH is not None:
             scales[1] = grad_loss * (len(students_JNH) / ctx.num_layers)
-        scaled = [None if grad is None else (grad * scale).to(dtype)
-                  for grad, scale, dtype in zip(ctx.saved_tensors, scales, ctx.dtypes, strict=True)]
-        if scaled[1] is not None:  # the ensemble's gradient is every layer's, seen K times, not copied
+        scaled = [
+            None if grad is None else (grad * scale).to(dtype)
+            for grad, scale, dtype in zip(ctx.saved_tensors, scales, ctx.dtypes, strict=True)
+        ]
+        if (
+            scaled[1] is not None
+        ):  # the ensemble's gradient is every layer's, seen K times, not copied
             scaled[1] = scaled[1].expand(ctx.num_layers, -1, -1)
         return (*scaled, None, None, None, None)

@@ -39,7 +39,13 @@ class Head:
     def of(cls, weight_VH: Tensor, new_ids_R: Tensor | None, rows_RH: Tensor | None) -> Head:
         if new_ids_R is None or rows_RH is None:
             return cls(weight_VH)
-        return cls(weight_VH, None, rows_RH, new_ids_R, torch.arange(len(new_ids_R), device=new_ids_R.device))
+        return cls(
+            weight_VH,
+            None,
+            rows_RH,
+            new_ids_R,
+            torch.arange(len(new_ids_R), device=new_ids_R.device),
+        )
 
     def __len__(self) -> int:
         return len(self.weight_VH if self.ids_C is None else self.ids_C)
@@ -52,7 +58,9 @@ class Head:
             columns_R, used_R = columns_R[inside_R] - first, used_R[inside_R]
         if self.ids_C is not None:
             return replace(self, ids_C=self.ids_C[first:last], columns_R=columns_R, used_R=used_R)
-        return replace(self, weight_VH=self.weight_VH[first:last], columns_R=columns_R, used_R=used_R)
+        return replace(
+            self, weight_VH=self.weight_VH[first:last], columns_R=columns_R, used_R=used_R
+        )
 
     def select(self, ids_C: Tensor, position_V: Tensor) -> Head:
         """Of a whole head, the tokens ids_C alone; position_V is the column of each token, -1 for the others."""
@@ -79,7 +87,9 @@ class Head:
         if self.ids_C is None and weight_VH.dtype == states_MH.dtype:
             torch.mm(states_MH, weight_VH.T, out=logits_MC)
         elif self.ids_C is None and _has_mixed_gemm(weight_VH):
-            torch.mm(states_MH.to(weight_VH.dtype), weight_VH.T, out_dtype=logits_MC.dtype, out=logits_MC)
+            torch.mm(
+                states_MH.to(weight_VH.dtype), weight_VH.T, out_dtype=logits_MC.dtype, out=logits_MC
+            )
         else:
             states_MH_ = self._rounded(states_MH)
             for tile, weight_TH in self._tiles(states_MH.dtype):
@@ -87,8 +97,14 @@ class Head:
         if self.columns_R is not None:
             logits_MC.index_copy_(1, self.columns_R, states_MH @ self._new_rows(states_MH.dtype).T)
 
-    def project_back(self, grad_MC: Tensor, groups: slice, states_NH: Tensor, grad_head_VH: Tensor | None,
-                     grad_rows_RH: Tensor | None) -> Tensor:
+    def project_back(
+        self,
+        grad_MC: Tensor,
+        groups: slice,
+        states_NH: Tensor,
+        grad_head_VH: Tensor | None,
+        grad_rows_RH: Tensor | None,
+    ) -> Tensor:
         """d/d(states) [M', H] of the rows `groups`; grad_MC is consumed.
 
         Its first N rows are those of states_NH: their gradients are added to the head (of the same tokens) and to the new rows
@@ -114,7 +130,9 @@ class Head:
         grad_MH = grad_MC.new_zeros((len(grad_MC), weight_VH.shape[1]))
         if _has_mixed_gemm(weight_VH):
             for tile, weight_TH in self._tiles(weight_VH.dtype):
-                grad_MH += torch.mm(grad_MC[:, tile].to(weight_VH.dtype), weight_TH, out_dtype=grad_MH.dtype)
+                grad_MH += torch.mm(
+                    grad_MC[:, tile].to(weight_VH.dtype), weight_TH, out_dtype=grad_MH.dtype
+                )
             return grad_MH
         for tile, weight_TH in self._tiles(grad_MC.dtype):
             grad_MH.addmm_(grad_MC[:, tile], weight_TH)
@@ -123,7 +141,11 @@ class Head:
     def _tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self), TILE_TOKENS):
             tile = slice(start, start + TILE_TOKENS)
-            rows = self.weight_VH[tile] if self.ids_C is None else self.weight_VH.index_select(0, self.ids_C[tile])
+            rows = (
+                self.weight_VH[tile]
+                if self.ids_C is None
+                else self.weight_VH.index_select(0, self.ids_C[tile])
+            )
             yield tile, rows.to(dtype)
 
     def _new_rows(self, dtype: torch.dtype) -> Tensor:
@@ -131,7 +153,11 @@ class Head:
         return self.rows_RH.index_select(0, self.used_R).to(dtype)
 
     def _rounded(self, states_MH: Tensor) -> Tensor:
-        return states_MH.to(self.weight_VH.dtype).to(states_MH.dtype) if _has_mixed_gemm(self.weight_VH) else states_MH
+        return (
+            states_MH.to(self.weight_VH.dtype).to(states_MH.dtype)
+            if _has_mixed_gemm(self.weight_VH)
+            else states_MH
+        )
 
 
 class Logits(NamedTuple):
@@ -147,14 +173,18 @@ def project(states_GNH: Tensor, head: Head, student_head: Head | None, room: Ten
     of their own (the candidates)."""
     num_groups, num_rows, _ = states_GNH.shape
     if student_head is None:
-        stacked_MV = room[: num_groups * num_rows * len(head)].view(num_groups * num_rows, len(head))
+        stacked_MV = room[: num_groups * num_rows * len(head)].view(
+            num_groups * num_rows, len(head)
+        )
         head.project(states_GNH.flatten(0, 1), stacked_MV)
         logits_GNV = stacked_MV.view(num_groups, num_rows, len(head))
         return Logits(logits_GNV[0], logits_GNV[1:], stacked_MV)
     split = num_rows * len(head)
     z_NV = room[:split].view(num_rows, len(head))
     num_student_rows = (num_groups - 1) * num_rows
-    students_MC = room[split: split + num_student_rows * len(student_head)].view(num_student_rows, len(student_head))
+    students_MC = room[split : split + num_student_rows * len(student_head)].view(
+        num_student_rows, len(student_head)
+    )
     head.project(states_GNH[0], z_NV)
     if len(student_head):
         student_head.project(states_GNH[1:].flatten(0, 1), students_MC)
@@ -170,36 +200,53 @@ class Gradients(NamedTuple):
     rows_RH: Tensor | None
 
 
-def project_back(logits: Logits, states_GNH: Tensor, head: Head, student_head: Head | None, rows: slice, grads: Gradients) -> None:
+def project_back(
+    logits: Logits,
+    states_GNH: Tensor,
+    head: Head,
+    student_head: Head | None,
+    rows: slice,
+    grads: Gradients,
+) -> None:
     """Adds the gradients of some rows' logits (in place of them) to `grads`; head_VH is that of the head's own tokens."""
     num_rows = len(logits.z_NV)
     want_hidden, want_students = grads.hidden_NH is not None, grads.students_JNH is not None
     if logits.stacked_MV is not None:
         groups = slice(0 if want_hidden else num_rows, None if want_students else num_rows)
-        grad_MH = head.project_back(logits.stacked_MV, groups, states_GNH[0], grads.head_VH, grads.rows_RH)
-        hidden_MH, students_MH = grad_MH[:num_rows], grad_MH[num_rows if want_hidden else 0:]
+        grad_MH = head.project_back(
+            logits.stacked_MV, groups, states_GNH[0], grads.head_VH, grads.rows_RH
+        )
+        hidden_MH, students_MH = grad_MH[:num_rows], grad_MH[num_rows if want_hidden else 0 :]
     else:
         assert student_head is not None
         hidden = slice(0, num_rows if want_hidden else 0)
-        hidden_MH = head.project_back(logits.z_NV, hidden, states_GNH[0], grads.head_VH, grads.rows_RH)
+        hidden_MH = head.project_back(
+            logits.z_NV, hidden, states_GNH[0], grads.head_VH, grads.rows_RH
+        )
         want_students = want_students and len(student_head) > 0
         if want_students:
             students_MC = logits.students_JNC.flatten(0, 1)
-            students_MH = student_head.project_back(students_MC, slice(None), states_GNH[0], None, None)
+            students_MH = student_head.project_back(
+                students_MC, slice(None), states_GNH[0], None, None
+            )
     if grads.hidden_NH is not None:
         grads.hidden_NH[rows] += hidden_MH
     if grads.students_JNH is not None and want_students:
         grads.students_JNH[:, rows] += students_MH.view(-1, num_rows, students_MH.shape[1])
 
 
-def _add_head_gradient_(grad_VH: Tensor, grad_NV: Tensor, states_NH: Tensor, weight_VH: Tensor) -> None:
+def _add_head_gradient_(
+    grad_VH: Tensor, grad_NV: Tensor, states_NH: Tensor, weight_VH: Tensor
+) -> None:
     if not _has_mixed_gemm(weight_VH):
         grad_VH.addmm_(grad_NV.T, states_NH)
         return
     states_NH, grad_NV = states_NH.to(weight_VH.dtype), grad_NV
     for start in range(0, len(grad_VH), TILE_TOKENS):
         tile = slice(start, start + TILE_TOKENS)
-        grad_VH[tile] += torch.mm(grad_NV[:, tile].to(weight_VH.dtype).T, states_NH, out_dtype=grad_VH.dtype)
+        grad_VH[tile] += torch.mm(
+            grad_NV[:, tile].to(weight_VH.dtype).T, states_NH, out_dtype=grad_VH.dtype
+        )
 
 
 def _has_mixed_gemm(weight_VH: Tensor) -> bool:

@@ -48,16 +48,31 @@ def cross_layer_sums(
         if objective.needs_negatives:
             allowed = candidates_V
             if objective.limits_negatives and rewards is not None:
-                allowed = torch.zeros_like(negatives_NV).view(-1).index_fill(0, rewards[0], True).view_as(negatives_NV)
-            negatives_NV = hard_negatives(ze_NV.detach(), z_NV.detach(), labels_N, objective, allowed)
+                allowed = (
+                    torch.zeros_like(negatives_NV)
+                    .view(-1)
+                    .index_fill(0, rewards[0], True)
+                    .view_as(negatives_NV)
+                )
+            negatives_NV = hard_negatives(
+                ze_NV.detach(), z_NV.detach(), labels_N, objective, allowed
+            )
             weights_NV = negative_weights(ze_NV.detach(), negatives_NV)
         if objective.distillation_weight > 0 and objective.distillation_target == "ensemble":
             distillation_N = distillation_loss(z_NV, ze_NV, candidates_V)
         elif objective.distillation_weight > 0:
-            per_layer = [distillation_loss(z_NV, layer_NH @ frozen_head_VH.T, candidates_V) for layer_NH in layers_KNH]
+            per_layer = [
+                distillation_loss(z_NV, layer_NH @ frozen_head_VH.T, candidates_V)
+                for layer_NH in layers_KNH
+            ]
             distillation_N = torch.stack(per_layer).mean(0)
     if rewards is not None and objective.reward_weight > 0:
-        reward_NV = torch.zeros_like(z_NV).view(-1).index_copy(0, rewards[0], rewards[1].to(dtype)).view_as(z_NV)
+        reward_NV = (
+            torch.zeros_like(z_NV)
+            .view(-1)
+            .index_copy(0, rewards[0], rewards[1].to(dtype))
+            .view_as(z_NV)
+        )
         support_NV = reward_support(negatives_NV, labels_N, objective.reward_tokens)
         target_NV = reward_target(reward_NV, support_NV, objective.reward_temperature)
         reward_N = reward_loss(z_NV, target_NV)
@@ -100,8 +115,14 @@ def hard_negatives(
     if objective.max_negatives == 0:
         return negatives_NV
     # A stable sort keeps equal logits in order of their ids.
-    order_NV = ze_NV.masked_fill(~negatives_NV, -math.inf).sort(dim=1, descending=True, stable=True).indices
-    first_NV = torch.zeros_like(negatives_NV).scatter(1, order_NV[:, : objective.max_negatives], True)
+    order_NV = (
+        ze_NV.masked_fill(~negatives_NV, -math.inf)
+        .sort(dim=1, descending=True, stable=True)
+        .indices
+    )
+    first_NV = torch.zeros_like(negatives_NV).scatter(
+        1, order_NV[:, : objective.max_negatives], True
+    )
     return negatives_NV & first_NV
 
 
@@ -135,7 +156,9 @@ def distillation_loss(z_NV: Tensor, student_NV: Tensor, candidates_V: Tensor | N
         z_NV, student_NV = z_NV[:, candidates_V], student_NV[:, candidates_V]
     teacher_logp_NV = z_NV.detach().log_softmax(1)
     # 0 log 0 = 0; a logit that overflowed to -inf would make it 0 * inf.
-    gap_NV = (teacher_logp_NV - student_NV.log_softmax(1)).masked_fill(teacher_logp_NV == -math.inf, 0.0)
+    gap_NV = (teacher_logp_NV - student_NV.log_softmax(1)).masked_fill(
+        teacher_logp_NV == -math.inf, 0.0
+    )
     return (teacher_logp_NV.exp() * gap_NV).sum(1)
 
 

@@ -53,7 +53,12 @@ class Reward(NamedTuple):
 
 
 def reduce_rows(
-    z_NV: Tensor, students_JNC: Tensor, label_ze_N: Tensor | None, rows: slice, task: Task, want_gradient: bool
+    z_NV: Tensor,
+    students_JNC: Tensor,
+    label_ze_N: Tensor | None,
+    rows: slice,
+    task: Task,
+    want_gradient: bool,
 ) -> Tensor:
     """The five sums of ilrec.ops.STATS over some rows; logits become their gradients if wanted, and are consumed anyway.
 
@@ -69,26 +74,40 @@ def reduce_rows(
         if objective.needs_negatives:
             if label_ze_N is None:
                 label_ze_N = ensemble_NC.gather(1, labels_N[:, None])[:, 0]
-            negatives = _negatives(z_NC, ensemble_NC, label_logits_N, label_ze_N, labels_N, task, rows.start)
+            negatives = _negatives(
+                z_NC, ensemble_NC, label_logits_N, label_ze_N, labels_N, task, rows.start
+            )
     # The logits of the support are taken now: what follows consumes them.
-    rows_T, tokens_T, rewards_T = reward_places(negatives, labels_N, rows.start, z_NV.shape[1], task)
+    rows_T, tokens_T, rewards_T = reward_places(
+        negatives, labels_N, rows.start, z_NV.shape[1], task
+    )
     support = Support(rows_T, tokens_T, rewards_T, z_NV[rows_T, tokens_T])
     if len(students_JNC) and objective.distillation_weight > 0:
-        distillation_N, lse_N = _distil_(z_NC, students_JNC, ensemble_NC, objective.distillation_weight)
+        distillation_N, lse_N = _distil_(
+            z_NC, students_JNC, ensemble_NC, objective.distillation_weight
+        )
     if lse_N is None or task.candidate_ids_C is not None:
         lse_N = _softmax_(z_NV)
     preference_N, lift_N = preference(negatives, label_logits_N, lse_N, objective.beta)
     rewards = reward(support, lse_N, objective.reward_temperature)
     if want_gradient:
         _logit_gradient_(z_NV, negatives, labels_N, lse_N, lift_N, rewards, task)
-    return torch.stack([
-        preference_N.sum(), distillation_N.sum(), rewards.loss_N.sum(),
-        negatives.counts_N.sum().to(lse_N), (negatives.counts_N == 0).sum().to(lse_N)])
+    return torch.stack(
+        [
+            preference_N.sum(),
+            distillation_N.sum(),
+            rewards.loss_N.sum(),
+            negatives.counts_N.sum().to(lse_N),
+            (negatives.counts_N == 0).sum().to(lse_N),
+        ]
+    )
 
 
 def _no_negatives(z_NV: Tensor) -> Negatives:
     nothing = torch.zeros(0, dtype=torch.int64, device=z_NV.device)
-    return Negatives(nothing, nothing, z_NV.new_zeros(0), z_NV.new_zeros(0), nothing.new_zeros(len(z_NV)))
+    return Negatives(
+        nothing, nothing, z_NV.new_zeros(0), z_NV.new_zeros(0), nothing.new_zeros(len(z_NV))
+    )
 
 
 def thresholds(label_logits_N: Tensor, label_ze_N: Tensor, objective: Objective) -> Tensor:
@@ -99,7 +118,13 @@ def thresholds(label_logits_N: Tensor, label_ze_N: Tensor, objective: Objective)
 
 
 def _negatives(
-    z_NC: Tensor, ze_NC: Tensor, label_logits_N: Tensor, label_ze_N: Tensor, labels_N: Tensor, task: Task, start: int
+    z_NC: Tensor,
+    ze_NC: Tensor,
+    label_logits_N: Tensor,
+    label_ze_N: Tensor,
+    labels_N: Tensor,
+    task: Task,
+    start: int,
 ) -> Negatives:
     """Step 1: S and w, of the rows from `start` on."""
     objective, ids_C = task.objective, task.candidate_ids_C
@@ -129,7 +154,9 @@ def continuation_mask(start: int, num_rows: int, vocab_size: int, task: Task) ->
     return mask_NV
 
 
-def row_entries(start: int, num_rows: int, vocab_size: int, entries: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def row_entries(
+    start: int, num_rows: int, vocab_size: int, entries: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Of (keys_E, values_E), those of some rows."""
     keys_E, values_E = entries
     bounds = torch.tensor([start, start + num_rows], device=keys_E.device) * vocab_size
@@ -151,7 +178,9 @@ def _largest(ze_NC: Tensor, mask_NC: Tensor, num_kept: int) -> Tensor:
     return above_NC | (tied_NC & (tied_NC.cumsum(1, dtype=torch.int32) <= room_N1))
 
 
-def _distil_(z_NC: Tensor, students_JNC: Tensor, ze_NC: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+def _distil_(
+    z_NC: Tensor, students_JNC: Tensor, ze_NC: Tensor, weight: float
+) -> tuple[Tensor, Tensor]:
     """Step 3: mean_j KL(P || P_j) = sum_v P_v (z_v - mean_j z_jv) - lse + mean_j lse_j, and mean_j z_j is ze; also lse.
 
     Students become their gradients, z becomes P, ze is consumed.
@@ -172,13 +201,17 @@ def _penalty(negatives: Negatives, beta: float) -> Tensor:
     return penalty_S.masked_fill_(negatives.logits_S == -math.inf, 0.0)
 
 
-def preference(negatives: Negatives, label_logits_N: Tensor, lse_N: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def preference(
+    negatives: Negatives, label_logits_N: Tensor, lse_N: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """Step 2: the loss [N], and lift = lse' - lse >= 0, exactly 0 where S is empty.
 
     The identity of the module docstring in logarithms, e^d - 1 = e^d (1 - e^-d): a large penalty cannot overflow.
     """
     penalty_S = _penalty(negatives, beta)
-    log_terms_S = negatives.logits_S - lse_N[negatives.rows_S] + penalty_S + (-torch.expm1(-penalty_S)).log()
+    log_terms_S = (
+        negatives.logits_S - lse_N[negatives.rows_S] + penalty_S + (-torch.expm1(-penalty_S)).log()
+    )
     _, log_sum_N = segment_softmax(log_terms_S, negatives.rows_S, len(lse_N))
     lift_N = torch.logaddexp(log_sum_N, torch.zeros_like(log_sum_N))
     return lse_N + lift_N - label_logits_N, lift_N
@@ -218,7 +251,13 @@ def reward(support: Support, lse_N: Tensor, temperature: float) -> Reward:
 
 
 def _logit_gradient_(
-    p_NV: Tensor, negatives: Negatives, labels_N: Tensor, lse_N: Tensor, lift_N: Tensor, reward: Reward, task: Task
+    p_NV: Tensor,
+    negatives: Negatives,
+    labels_N: Tensor,
+    lse_N: Tensor,
+    lift_N: Tensor,
+    reward: Reward,
+    task: Task,
 ) -> None:
     """P becomes d(preference + mu * reward)/dz: P' dz'/dz - [y] + mu (mass P - q): a scaled P but on S, y and q."""
     rows_S, mu, beta = negatives.rows_S, task.objective.reward_weight, task.objective.beta
@@ -242,7 +281,9 @@ def _softmax_(logits: Tensor) -> Tensor:
 
 def segment_softmax(values_S: Tensor, rows_S: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Softmax and log-sum-exp within each row of a flat list; -inf entries get 0, a row without finite ones -inf."""
-    largest_N = values_S.new_full((num_rows,), -math.inf).scatter_reduce_(0, rows_S, values_S, "amax")
+    largest_N = values_S.new_full((num_rows,), -math.inf).scatter_reduce_(
+        0, rows_S, values_S, "amax"
+    )
     # -inf - -inf would be NaN.
     largest_N = largest_N.masked_fill(largest_N == -math.inf, 0.0)
     exp_S = (values_S - largest_N[rows_S]).exp()

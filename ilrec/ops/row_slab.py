@@ -59,7 +59,9 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
     num_rows = len(task.labels_N)
     size = row_bytes(states, len(head), num_columns, kernel)
     slab_rows = min(num_rows, max(1, task.slab_bytes // size))
-    room = states.hidden_NH.new_empty(slab_rows * (len(head) + states.num_students * num_columns), dtype=states.dtype)
+    room = states.hidden_NH.new_empty(
+        slab_rows * (len(head) + states.num_students * num_columns), dtype=states.dtype
+    )
     want_gradient = any(grad is not None for grad in grads)
     sums_5 = room.new_zeros(5)
     for start in range(0, num_rows, slab_rows):
@@ -72,9 +74,13 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
         if kernel:
             from ilrec.ops import triton_rows
 
-            sums_5 += triton_rows.reduce_rows(logits.z_NV, logits.students_JNC, label_ze_N, position_V, rows, task, want_gradient)
+            sums_5 += triton_rows.reduce_rows(
+                logits.z_NV, logits.students_JNC, label_ze_N, position_V, rows, task, want_gradient
+            )
         else:
-            sums_5 += row_math.reduce_rows(logits.z_NV, logits.students_JNC, label_ze_N, rows, task, want_gradient)
+            sums_5 += row_math.reduce_rows(
+                logits.z_NV, logits.students_JNC, label_ze_N, rows, task, want_gradient
+            )
         if want_gradient:
             head_gemm.project_back(logits, states_GNH, head, student_head, rows, grads)
     return sums_5
@@ -83,5 +89,7 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
 def candidate_positions(candidate_ids_C: Tensor, vocab_size: int) -> Tensor:
     """[V] int32: the place of each token among the candidates, or -1."""
     position_V = torch.full((vocab_size,), -1, dtype=torch.int32, device=candidate_ids_C.device)
-    position_V[candidate_ids_C] = torch.arange(len(candidate_ids_C), dtype=torch.int32, device=candidate_ids_C.device)
+    position_V[candidate_ids_C] = torch.arange(
+        len(candidate_ids_C), dtype=torch.int32, device=candidate_ids_C.device
+    )
     return position_V

@@ -27,7 +27,9 @@ def runs_on(device: torch.device) -> bool:
 
 def block_size(logits: Tensor, num_tokens: int, num_students: int) -> int:
     """Tokens at a time, a power of two."""
-    return min(triton.next_power_of_2(num_tokens), max(1, BLOCK[logits.device.type] // num_students))
+    return min(
+        triton.next_power_of_2(num_tokens), max(1, BLOCK[logits.device.type] // num_students)
+    )
 
 
 @triton.jit
@@ -51,7 +53,11 @@ def online_each(largest, total, values):
 def load_students(row_ptr, index, mask, layer_stride, J: tl.constexpr, J_PAD: tl.constexpr):
     """Students' logits [J_PAD, BLOCK], -inf where there are none, and their mean: the ensemble's."""
     layer = tl.arange(0, J_PAD).to(tl.int64)[:, None]
-    logits = tl.load(row_ptr + layer * layer_stride + index[None, :], mask=(layer < J) & mask[None, :], other=NOTHING)
+    logits = tl.load(
+        row_ptr + layer * layer_stride + index[None, :],
+        mask=(layer < J) & mask[None, :],
+        other=NOTHING,
+    )
     return logits, tl.sum(tl.where(layer < J, logits, 0.0), 0) / J
 
 
@@ -89,13 +95,35 @@ def penalty(z, ze, negative, lse_negatives, beta):
 @triton.jit
 def log_one_minus_exp(x):
     """log(1 - e^-x), x >= 0. The series (to x^8, relative error 1e-8 at 1/2) is for small x, where 1 - e^-x cancels."""
-    series = 1 - x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6 * (1 - x / 7 * (1 - x / 8))))))
+    series = 1 - x / 2 * (
+        1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6 * (1 - x / 7 * (1 - x / 8)))))
+    )
     return tl.log(tl.where(x < 0.5, x * series, 1 - tl.exp(-x)))
 
 
 @triton.jit
-def block_gradient(z, students, ze, known, allowed, tokens, label, bound, last_id, lse, lse_negatives, lift, mass,
-                   lse_teacher, lse_students, beta, mu, share, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr):
+def block_gradient(
+    z,
+    students,
+    ze,
+    known,
+    allowed,
+    tokens,
+    label,
+    bound,
+    last_id,
+    lse,
+    lse_negatives,
+    lift,
+    mass,
+    lse_teacher,
+    lse_students,
+    beta,
+    mu,
+    share,
+    NEGATIVES: tl.constexpr,
+    DISTIL: tl.constexpr,
+):
     """d(preference + mu reward)/dz but for -mu q, and lambda dKL/d(students)."""
     log_p = z - lse
     grad = tl.exp(log_p)
@@ -121,8 +149,21 @@ def sort_key(logits):
 
 
 @triton.jit
-def count_from(order, students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label, kappa, J: tl.constexpr,
-               J_PAD: tl.constexpr, CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr):
+def count_from(
+    order,
+    students_ptr,
+    position_ptr,
+    allowed_ptr,
+    vocab_size,
+    layer_stride,
+    label,
+    kappa,
+    J: tl.constexpr,
+    J_PAD: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    LIMITED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """How many tokens above kappa have an ensemble logit of this order or more."""
     count = tl.full((), 0, tl.int32)
     for start in range(0, vocab_size, BLOCK):
@@ -136,9 +177,22 @@ def count_from(order, students_ptr, position_ptr, allowed_ptr, vocab_size, layer
 
 
 @triton.jit
-def cap_negatives(students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label, kappa, max_negatives, largest,
-                  J: tl.constexpr, J_PAD: tl.constexpr, CANDIDATES: tl.constexpr, LIMITED: tl.constexpr,
-                  BLOCK: tl.constexpr):
+def cap_negatives(
+    students_ptr,
+    position_ptr,
+    allowed_ptr,
+    vocab_size,
+    layer_stride,
+    label,
+    kappa,
+    max_negatives,
+    largest,
+    J: tl.constexpr,
+    J_PAD: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    LIMITED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """bound and last_id of the max_negatives largest (ties to the smaller id), and their sum of e^(ze - largest).
 
     Bisection over the 32 bits of a float: exact, no list, no sorting. Only rows with more negatives than the cap come here.
@@ -146,12 +200,38 @@ def cap_negatives(students_ptr, position_ptr, allowed_ptr, vocab_size, layer_str
     low, high = sort_key(kappa), sort_key(largest)
     while low < high:
         middle = (low + high + 1) >> 1
-        count = count_from(middle, students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label, kappa,
-                           J, J_PAD, CANDIDATES, LIMITED, BLOCK)
+        count = count_from(
+            middle,
+            students_ptr,
+            position_ptr,
+            allowed_ptr,
+            vocab_size,
+            layer_stride,
+            label,
+            kappa,
+            J,
+            J_PAD,
+            CANDIDATES,
+            LIMITED,
+            BLOCK,
+        )
         low = tl.where(count >= max_negatives, middle, low)
         high = tl.where(count >= max_negatives, high, middle - 1)
-    room = max_negatives - count_from(low + 1, students_ptr, position_ptr, allowed_ptr, vocab_size, layer_stride, label,
-                                      kappa, J, J_PAD, CANDIDATES, LIMITED, BLOCK)
+    room = max_negatives - count_from(
+        low + 1,
+        students_ptr,
+        position_ptr,
+        allowed_ptr,
+        vocab_size,
+        layer_stride,
+        label,
+        kappa,
+        J,
+        J_PAD,
+        CANDIDATES,
+        LIMITED,
+        BLOCK,
+    )
     bits = low.to(tl.int32)
     bound = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     last_id, total = tl.full((), 0, tl.int32), tl.full((), 0.0, tl.float32)
@@ -170,14 +250,38 @@ def cap_negatives(students_ptr, position_ptr, allowed_ptr, vocab_size, layer_str
 
 
 @triton.jit
-def reward_term(z_ptr, students_ptr, position_ptr, allowed_ptr, tokens_ptr, values_ptr, shares_ptr, begin, end,
-                layer_stride, label, bound, last_id, lse, inverse_temperature, J: tl.constexpr, J_PAD: tl.constexpr,
-                CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, CONTINUATIONS: tl.constexpr, ENTRIES: tl.constexpr):
+def reward_term(
+    z_ptr,
+    students_ptr,
+    position_ptr,
+    allowed_ptr,
+    tokens_ptr,
+    values_ptr,
+    shares_ptr,
+    begin,
+    end,
+    layer_stride,
+    label,
+    bound,
+    last_id,
+    lse,
+    inverse_temperature,
+    J: tl.constexpr,
+    J_PAD: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    LIMITED: tl.constexpr,
+    CONTINUATIONS: tl.constexpr,
+    ENTRIES: tl.constexpr,
+):
     """Step 4 over a row's rewards: the loss and the sum of q (1, or 0 where no reward is known); q itself into shares.
 
     CONTINUATIONS: all entries share q, not the negatives and the label alone.
     """
-    largest, total, loss = tl.full((), NOTHING, tl.float32), tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
+    largest, total, loss = (
+        tl.full((), NOTHING, tl.float32),
+        tl.full((), 0.0, tl.float32),
+        tl.full((), 0.0, tl.float32),
+    )
     for start in range(begin, end, ENTRIES):
         entries = start + tl.arange(0, ENTRIES)
         mask = entries < end
@@ -189,7 +293,9 @@ def reward_term(z_ptr, students_ptr, position_ptr, allowed_ptr, tokens_ptr, valu
             _, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
             allowed = may_be_negative(allowed_ptr, tokens, known, LIMITED)
             wanted &= is_negative(ze, tokens, allowed, label, bound, last_id) | (tokens == label)
-        log_value = tl.where(wanted, tl.log(tl.where(wanted, value, 1.0)) * inverse_temperature, NOTHING)
+        log_value = tl.where(
+            wanted, tl.log(tl.where(wanted, value, 1.0)) * inverse_temperature, NOTHING
+        )
         z = tl.load(z_ptr + tokens, mask=wanted, other=0.0)
         largest, total, exp, scale = online(largest, total, log_value)
         loss = loss * scale + tl.sum(exp * (lse - z), 0)
@@ -200,8 +306,11 @@ def reward_term(z_ptr, students_ptr, position_ptr, allowed_ptr, tokens_ptr, valu
     for start in range(begin, end, ENTRIES):
         entries = start + tl.arange(0, ENTRIES)
         log_value = tl.load(shares_ptr + entries, mask=entries < end, other=NOTHING)
-        tl.store(shares_ptr + entries, tl.where(log_value > NOTHING, tl.exp(log_value - largest) / total, 0.0),
-                 mask=entries < end)
+        tl.store(
+            shares_ptr + entries,
+            tl.where(log_value > NOTHING, tl.exp(log_value - largest) / total, 0.0),
+            mask=entries < end,
+        )
     return loss / total, mass
 
 
@@ -218,8 +327,29 @@ def subtract_shares(z_ptr, tokens_ptr, shares_ptr, begin, end, mu, ENTRIES: tl.c
 
 
 @triton.jit
-def fold_block(z, students, ze, known, allowed, tokens, label, kappa, largest, total, largest_t, total_t, moment, largest_j,
-               total_j, count, largest_n, total_n, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr, CANDIDATES: tl.constexpr):
+def fold_block(
+    z,
+    students,
+    ze,
+    known,
+    allowed,
+    tokens,
+    label,
+    kappa,
+    largest,
+    total,
+    largest_t,
+    total_t,
+    moment,
+    largest_j,
+    total_j,
+    count,
+    largest_n,
+    total_n,
+    NEGATIVES: tl.constexpr,
+    DISTIL: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
     """Adds a block of tokens to a row's statistics: lse of z, of the teacher (z over the candidates), of each student, of ze over
     the negatives; the moment sum P (z - ze) of the KL; the number of negatives."""
     largest, total, exp, scale = online(largest, total, z)

@@ -61,21 +61,31 @@ class Statistics(NamedTuple):
     ze_NL: Tensor
 
     @classmethod
-    def empty(cls, num_rows: int, num_students: int, length: int, device: torch.device) -> Statistics:
+    def empty(
+        cls, num_rows: int, num_students: int, length: int, device: torch.device
+    ) -> Statistics:
         pad = triton.next_power_of_2(max(1, num_students))
         sums_NS = torch.zeros((num_rows, NUM_SUMS.value + 2 * pad), device=device)
         sums_NS[:, [0, 2, 5]] = -math.inf
-        sums_NS[:, NUM_SUMS.value: NUM_SUMS.value + pad] = -math.inf
-        return cls(sums_NS, torch.zeros(num_rows, dtype=torch.int32, device=device),
-                   torch.zeros((num_rows, length), dtype=torch.int32, device=device),
-                   torch.full((num_rows, length), -math.inf, device=device), torch.full((num_rows, length), -math.inf, device=device))
+        sums_NS[:, NUM_SUMS.value : NUM_SUMS.value + pad] = -math.inf
+        return cls(
+            sums_NS,
+            torch.zeros(num_rows, dtype=torch.int32, device=device),
+            torch.zeros((num_rows, length), dtype=torch.int32, device=device),
+            torch.full((num_rows, length), -math.inf, device=device),
+            torch.full((num_rows, length), -math.inf, device=device),
+        )
 
     def log_sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """lse of z, of z over the candidates, of ze over the negatives [N], and of each student [N, J padded]."""
-        largest_NJ, total_NJ = self.sums_NS[:, NUM_SUMS.value:].chunk(2, dim=1)
+        largest_NJ, total_NJ = self.sums_NS[:, NUM_SUMS.value :].chunk(2, dim=1)
         sums = self.sums_NS
-        return (sums[:, 0] + sums[:, 1].log(), sums[:, 2] + sums[:, 3].log(), sums[:, 5] + sums[:, 6].log(),
-                largest_NJ + total_NJ.log())
+        return (
+            sums[:, 0] + sums[:, 1].log(),
+            sums[:, 2] + sums[:, 3].log(),
+            sums[:, 5] + sums[:, 6].log(),
+            largest_NJ + total_NJ.log(),
+        )
 
 
 class RowValues(NamedTuple):
@@ -87,13 +97,23 @@ class RowValues(NamedTuple):
     lse_students_NJ: Tensor
 
 
-def fold_tile(logits: Logits, tile: Tile, kappa_N: Tensor, statistics: Statistics, task: Task) -> None:
+def fold_tile(
+    logits: Logits, tile: Tile, kappa_N: Tensor, statistics: Statistics, task: Task
+) -> None:
     """Adds a tile of logits to `statistics`."""
     students_JND, pointers, flags = _operands(logits, tile, task)
     _fold_kernel[(len(kappa_N),)](
-        *pointers, kappa_N, *statistics,
-        tile.first, tile.last, tile.student_first, students_JND.stride(1), students_JND.stride(0),
-        LENGTH=statistics.tokens_NL.shape[1], **flags)
+        *pointers,
+        kappa_N,
+        *statistics,
+        tile.first,
+        tile.last,
+        tile.student_first,
+        students_JND.stride(1),
+        students_JND.stride(0),
+        LENGTH=statistics.tokens_NL.shape[1],
+        **flags,
+    )
 
 
 def differentiate_tile(logits: Logits, tile: Tile, row_values: RowValues, task: Task) -> None:
@@ -101,33 +121,74 @@ def differentiate_tile(logits: Logits, tile: Tile, row_values: RowValues, task: 
     students_JND, pointers, flags = _operands(logits, tile, task)
     objective = task.objective
     _differentiate_kernel[(len(row_values.last_id_N),)](
-        *pointers, *row_values,
-        tile.first, tile.last, tile.student_first, students_JND.stride(1), students_JND.stride(0),
-        objective.beta, objective.reward_weight, objective.distillation_weight / len(students_JND), **flags)
+        *pointers,
+        *row_values,
+        tile.first,
+        tile.last,
+        tile.student_first,
+        students_JND.stride(1),
+        students_JND.stride(0),
+        objective.beta,
+        objective.reward_weight,
+        objective.distillation_weight / len(students_JND),
+        **flags,
+    )
 
 
-def _operands(logits: Logits, tile: Tile, task: Task) -> tuple[Tensor, list[Tensor], dict[str, int | bool]]:
+def _operands(
+    logits: Logits, tile: Tile, task: Task
+) -> tuple[Tensor, list[Tensor], dict[str, int | bool]]:
     """What both kernels take: the students' logits, the first five pointers, and the compile-time flags."""
     objective, students_JND = task.objective, logits.students_JNC
     has_students = len(students_JND) > 0
-    if not has_students:  # plain SFT: no term looks at the students, the kernel's loads of them come from cache
+    if (
+        not has_students
+    ):  # plain SFT: no term looks at the students, the kernel's loads of them come from cache
         students_JND = logits.z_NV[None]
     unread = logits.z_NV
     position_V = unread if tile.position_V is None else tile.position_V
     allowed_NC = unread if tile.allowed_NC is None else tile.allowed_NC.view(torch.uint8)
     pad = triton.next_power_of_2(len(students_JND))
     flags = {
-        "J": len(students_JND), "J_PAD": pad, "NEGATIVES": has_students and objective.needs_negatives,
-        "DISTIL": has_students and objective.distillation_weight > 0, "CANDIDATES": tile.position_V is not None,
-        "LIMITED": tile.allowed_NC is not None, "BLOCK": block_size(logits.z_NV, logits.z_NV.shape[1], pad), "num_warps": 8}
+        "J": len(students_JND),
+        "J_PAD": pad,
+        "NEGATIVES": has_students and objective.needs_negatives,
+        "DISTIL": has_students and objective.distillation_weight > 0,
+        "CANDIDATES": tile.position_V is not None,
+        "LIMITED": tile.allowed_NC is not None,
+        "BLOCK": block_size(logits.z_NV, logits.z_NV.shape[1], pad),
+        "num_warps": 8,
+    }
     return students_JND, [logits.z_NV, students_JND, position_V, allowed_NC, task.labels_N], flags
 
 
 @triton.jit
-def _fold_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, kappa_ptr, sums_ptr, count_ptr, tokens_ptr,
-                 list_z_ptr, list_ze_ptr, first, last, student_first, student_stride, layer_stride,
-                 LENGTH: tl.constexpr, J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr,
-                 CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr):
+def _fold_kernel(
+    z_ptr,
+    students_ptr,
+    position_ptr,
+    allowed_ptr,
+    labels_ptr,
+    kappa_ptr,
+    sums_ptr,
+    count_ptr,
+    tokens_ptr,
+    list_z_ptr,
+    list_ze_ptr,
+    first,
+    last,
+    student_first,
+    student_stride,
+    layer_stride,
+    LENGTH: tl.constexpr,
+    J: tl.constexpr,
+    J_PAD: tl.constexpr,
+    NEGATIVES: tl.constexpr,
+    DISTIL: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    LIMITED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * (last - first)
     students_ptr += row * student_stride
@@ -138,7 +199,10 @@ def _fold_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, kap
     largest, total, largest_t = tl.load(sums_ptr), tl.load(sums_ptr + 1), tl.load(sums_ptr + 2)
     total_t, moment = tl.load(sums_ptr + 3), tl.load(sums_ptr + 4)
     largest_n, total_n = tl.load(sums_ptr + 5), tl.load(sums_ptr + 6)
-    largest_j, total_j = tl.load(sums_ptr + NUM_SUMS + layers), tl.load(sums_ptr + NUM_SUMS + J_PAD + layers)
+    largest_j, total_j = (
+        tl.load(sums_ptr + NUM_SUMS + layers),
+        tl.load(sums_ptr + NUM_SUMS + J_PAD + layers),
+    )
     count = tl.load(count_ptr + row)
     for start in range(first, last, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
@@ -154,9 +218,40 @@ def _fold_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, kap
             tl.store(tokens_ptr + place, tokens, mask=kept)
             tl.store(list_z_ptr + place, z, mask=kept)
             tl.store(list_ze_ptr + place, ze, mask=kept)
-        (largest, total, largest_t, total_t, moment, largest_j, total_j, count, largest_n, total_n) = fold_block(
-            z, students, ze, known, allowed, tokens, label, kappa, largest, total, largest_t, total_t, moment, largest_j,
-            total_j, count, largest_n, total_n, NEGATIVES, DISTIL, CANDIDATES)
+        (
+            largest,
+            total,
+            largest_t,
+            total_t,
+            moment,
+            largest_j,
+            total_j,
+            count,
+            largest_n,
+            total_n,
+        ) = fold_block(
+            z,
+            students,
+            ze,
+            known,
+            allowed,
+            tokens,
+            label,
+            kappa,
+            largest,
+            total,
+            largest_t,
+            total_t,
+            moment,
+            largest_j,
+            total_j,
+            count,
+            largest_n,
+            total_n,
+            NEGATIVES,
+            DISTIL,
+            CANDIDATES,
+        )
     tl.store(sums_ptr, largest)
     tl.store(sums_ptr + 1, total)
     tl.store(sums_ptr + 2, largest_t)
@@ -170,10 +265,31 @@ def _fold_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, kap
 
 
 @triton.jit
-def _differentiate_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels_ptr, values_ptr, last_id_ptr, lse_students_ptr,
-                          first, last, student_first, student_stride, layer_stride, beta, mu, share,
-                          J: tl.constexpr, J_PAD: tl.constexpr, NEGATIVES: tl.constexpr, DISTIL: tl.constexpr,
-                          CANDIDATES: tl.constexpr, LIMITED: tl.constexpr, BLOCK: tl.constexpr):
+def _differentiate_kernel(
+    z_ptr,
+    students_ptr,
+    position_ptr,
+    allowed_ptr,
+    labels_ptr,
+    values_ptr,
+    last_id_ptr,
+    lse_students_ptr,
+    first,
+    last,
+    student_first,
+    student_stride,
+    layer_stride,
+    beta,
+    mu,
+    share,
+    J: tl.constexpr,
+    J_PAD: tl.constexpr,
+    NEGATIVES: tl.constexpr,
+    DISTIL: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    LIMITED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * (last - first)
     students_ptr += row * student_stride
@@ -193,10 +309,32 @@ def _differentiate_kernel(z_ptr, students_ptr, position_ptr, allowed_ptr, labels
         students, ze = load_students(students_ptr, index, known, layer_stride, J, J_PAD)
         allowed = may_be_negative(allowed_ptr - first, tokens, known, LIMITED)
         grad, student_grads = block_gradient(
-            z, students, ze, known, allowed, tokens, label, bound, last_id, lse, lse_n, lift, mass, lse_t, lse_j, beta, mu, share,
-            NEGATIVES, DISTIL)
+            z,
+            students,
+            ze,
+            known,
+            allowed,
+            tokens,
+            label,
+            bound,
+            last_id,
+            lse,
+            lse_n,
+            lift,
+            mass,
+            lse_t,
+            lse_j,
+            beta,
+            mu,
+            share,
+            NEGATIVES,
+            DISTIL,
+        )
         tl.debug_barrier()  # where a block is narrower than the program, several threads load what one stores
         tl.store(z_ptr + tokens - first, tl.where(active, grad, 0.0), mask=inside)
         if DISTIL:
-            tl.store(students_ptr + layers[:, None] * layer_stride + index[None, :], tl.where(active, student_grads, 0.0),
-                     mask=(layers[:, None] < J) & known[None, :])
+            tl.store(
+                students_ptr + layers[:, None] * layer_stride + index[None, :],
+                tl.where(active, student_grads, 0.0),
+                mask=(layers[:, None] < J) & known[None, :],
+            )

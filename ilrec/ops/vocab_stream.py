@@ -40,7 +40,9 @@ class _TileEntries:
     def __init__(self, rows_T: Tensor, tokens_T: Tensor, bounds: list[int]) -> None:
         order_T = tokens_T.argsort(stable=True)
         self.rows_T, self.tokens_T, self.order_T = rows_T[order_T], tokens_T[order_T], order_T
-        self.starts = torch.searchsorted(self.tokens_T, torch.tensor(bounds, device=tokens_T.device)).tolist()
+        self.starts = torch.searchsorted(
+            self.tokens_T, torch.tensor(bounds, device=tokens_T.device)
+        ).tolist()
 
     def mask(self, number: int, num_rows: int, first: int, last: int) -> Tensor:
         """bool [num_rows, last - first], True at the places of the `number`-th tile."""
@@ -63,17 +65,26 @@ class _Stream:
         self.states_GNH = states.stacked(slice(None))
         self.position_V, self.student_head, starts = None, None, None
         num_groups, num_rows, _ = self.states_GNH.shape
-        columns = task.slab_bytes // (num_groups * num_rows * self.states_GNH.itemsize) // TILE_COLUMNS * TILE_COLUMNS
+        columns = (
+            task.slab_bytes
+            // (num_groups * num_rows * self.states_GNH.itemsize)
+            // TILE_COLUMNS
+            * TILE_COLUMNS
+        )
         self.columns = min(max(columns, TILE_COLUMNS), len(head))
         bounds = [*range(0, len(head), self.columns), len(head)]
         if task.candidate_ids_C is not None and states.num_students:
             self.position_V = row_slab.candidate_positions(task.candidate_ids_C, len(head))
             self.student_head = head.select(task.candidate_ids_C, self.position_V)
-            starts = torch.searchsorted(task.candidate_ids_C, torch.tensor(bounds, device=head.weight_VH.device)).tolist()
+            starts = torch.searchsorted(
+                task.candidate_ids_C, torch.tensor(bounds, device=head.weight_VH.device)
+            ).tolist()
         self.bounds, self.student_bounds = bounds, starts or bounds
         self.allowed = None
         if task.objective.limits_negatives and task.rewards is not None:
-            self.allowed = _TileEntries(task.rewards[0] // len(head), task.rewards[0] % len(head), bounds)
+            self.allowed = _TileEntries(
+                task.rewards[0] // len(head), task.rewards[0] % len(head), bounds
+            )
         self.room = self.states_GNH.new_empty(num_groups * num_rows * self.columns)
 
     def logits(self) -> Iterator[tuple[Tile, Head, Head | None, Logits]]:
@@ -84,14 +95,23 @@ class _Stream:
             tile = Tile(first, last, self.student_bounds[index], self.position_V, allowed_NC)
             head, student_head = self.head.narrow(first, last), None
             if self.student_head is not None:
-                student_head = self.student_head.narrow(tile.student_first, self.student_bounds[index + 1])
-            yield tile, head, student_head, head_gemm.project(self.states_GNH, head, student_head, self.room)
+                student_head = self.student_head.narrow(
+                    tile.student_first, self.student_bounds[index + 1]
+                )
+            yield (
+                tile,
+                head,
+                student_head,
+                head_gemm.project(self.states_GNH, head, student_head, self.room),
+            )
 
     def label_logits(self) -> tuple[Tensor, Tensor]:
         """Of the last layer and of the ensemble, [N]."""
         z_N = self.head.label_logits(self.states_GNH[0], self.task.labels_N)
         students_GNH = self.states_GNH[1:]
-        return z_N, self.head.label_logits(students_GNH.mean(0), self.task.labels_N) if len(students_GNH) else z_N
+        return z_N, self.head.label_logits(students_GNH.mean(0), self.task.labels_N) if len(
+            students_GNH
+        ) else z_N
 
 
 def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients) -> Tensor:
@@ -106,7 +126,9 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
         fold_tile(logits, tile, kappa_N, statistics, task)
         rows_T, columns_T, places_T = entries.of(number, tile.first)
         continuations.logits_T[places_T] = logits.z_NV[rows_T, columns_T]
-    sums_N5, row_values, reward = _finish(statistics, label_logits_N, kappa_N, states.num_students, len(head), task, continuations)
+    sums_N5, row_values, reward = _finish(
+        statistics, label_logits_N, kappa_N, states.num_students, len(head), task, continuations
+    )
     overflow_N = statistics.count_N > LIST_LENGTH
     sums_5 = sums_N5.masked_fill(overflow_N[:, None], 0.0).sum(0)
     if any(grad is not None for grad in grads):
@@ -120,12 +142,20 @@ def _continuations(task: Task, vocab_size: int, label_logits_N: Tensor) -> Suppo
     """The support of the reward's soft target where it is all continuations, its logits yet to be read; else empty."""
     keys_E, values_E = task.labels_N[:0], label_logits_N[:0]
     objective = task.objective
-    if task.rewards is not None and objective.reward_weight > 0 and objective.reward_tokens == "continuations":
+    if (
+        task.rewards is not None
+        and objective.reward_weight > 0
+        and objective.reward_tokens == "continuations"
+    ):
         keys_E, values_E = task.rewards
-    return Support(keys_E // vocab_size, keys_E % vocab_size, values_E, label_logits_N.new_empty(len(keys_E)))
+    return Support(
+        keys_E // vocab_size, keys_E % vocab_size, values_E, label_logits_N.new_empty(len(keys_E))
+    )
 
 
-def _add_gradients(stream: _Stream, row_values: RowValues, reward: Reward, grads: Gradients) -> None:
+def _add_gradients(
+    stream: _Stream, row_values: RowValues, reward: Reward, grads: Gradients
+) -> None:
     """The second pass: each tile is made anew, becomes its gradient, and is projected back."""
     mu = stream.task.objective.reward_weight
     entries = _TileEntries(reward.rows_T, reward.tokens_T, stream.bounds)
@@ -137,12 +167,21 @@ def _add_gradients(stream: _Stream, row_values: RowValues, reward: Reward, grads
         logits.z_NV[rows_T, columns_T] -= reward_grads_T[places_T]  # each place is there once
         tile_grads = grads
         if grads.head_VH is not None:
-            tile_grads = grads._replace(head_VH=grads.head_VH[tile.first:tile.last])
-        head_gemm.project_back(logits, stream.states_GNH, tile_head, student_head, slice(None), tile_grads)
+            tile_grads = grads._replace(head_VH=grads.head_VH[tile.first : tile.last])
+        head_gemm.project_back(
+            logits, stream.states_GNH, tile_head, student_head, slice(None), tile_grads
+        )
 
 
-def _finish(statistics: Statistics, label_logits_N: Tensor, kappa_N: Tensor, num_students: int, vocab_size: int, task: Task,
-            continuations: Support) -> tuple[Tensor, RowValues, Reward]:
+def _finish(
+    statistics: Statistics,
+    label_logits_N: Tensor,
+    kappa_N: Tensor,
+    num_students: int,
+    vocab_size: int,
+    task: Task,
+    continuations: Support,
+) -> tuple[Tensor, RowValues, Reward]:
     """The losses of each row, and what its gradient needs. Those of rows that overflow their list are not used."""
     objective = task.objective
     lse_N, lse_teacher_N, lse_negatives_N, lse_students_NJ = statistics.log_sums()
@@ -159,34 +198,61 @@ def _finish(statistics: Statistics, label_logits_N: Tensor, kappa_N: Tensor, num
         lse_negatives_N = statistics.ze_NL.masked_fill(~kept_NL, -math.inf).logsumexp(1)
     rows_S, places_S = kept_NL.nonzero(as_tuple=True)
     weights_S = (statistics.ze_NL[rows_S, places_S] - lse_negatives_N[rows_S]).exp()
-    negatives = Negatives(rows_S, statistics.tokens_NL[rows_S, places_S].long(), weights_S, statistics.z_NL[rows_S, places_S],
-                          kept_NL.sum(1))
+    negatives = Negatives(
+        rows_S,
+        statistics.tokens_NL[rows_S, places_S].long(),
+        weights_S,
+        statistics.z_NL[rows_S, places_S],
+        kept_NL.sum(1),
+    )
     preference_N, lift_N = row_math.preference(negatives, label_logits_N, lse_N, objective.beta)
     support = continuations
     if objective.reward_tokens == "negatives":
         support = _negatives_support(negatives, label_logits_N, vocab_size, task)
     reward = row_math.reward(support, lse_N, objective.reward_temperature)
     active_N = (statistics.count_N <= LIST_LENGTH).to(lse_N)
-    values_N7 = torch.stack([lse_N, lse_teacher_N, lse_negatives_N, bound_N, lift_N, reward.mass_N, active_N], dim=1)
-    sums_N5 = torch.stack([preference_N, distillation_N, reward.loss_N, negatives.counts_N.to(lse_N),
-                           (negatives.counts_N == 0).to(lse_N)], dim=1)
+    values_N7 = torch.stack(
+        [lse_N, lse_teacher_N, lse_negatives_N, bound_N, lift_N, reward.mass_N, active_N], dim=1
+    )
+    sums_N5 = torch.stack(
+        [
+            preference_N,
+            distillation_N,
+            reward.loss_N,
+            negatives.counts_N.to(lse_N),
+            (negatives.counts_N == 0).to(lse_N),
+        ],
+        dim=1,
+    )
     return sums_N5, RowValues(values_N7, last_id_N, lse_students_NJ.contiguous()), reward
 
 
-def _negatives_support(negatives: Negatives, label_logits_N: Tensor, vocab_size: int, task: Task) -> Support:
-    rows_T, tokens_T, rewards_T = row_math.reward_places(negatives, task.labels_N, 0, vocab_size, task)
-    logits_T = torch.cat([negatives.logits_S, label_logits_N])[:len(rows_T)]  # none where there are no rewards
+def _negatives_support(
+    negatives: Negatives, label_logits_N: Tensor, vocab_size: int, task: Task
+) -> Support:
+    rows_T, tokens_T, rewards_T = row_math.reward_places(
+        negatives, task.labels_N, 0, vocab_size, task
+    )
+    logits_T = torch.cat([negatives.logits_S, label_logits_N])[
+        : len(rows_T)
+    ]  # none where there are no rewards
     return Support(rows_T, tokens_T, rewards_T, logits_T)
 
 
-def _cap(statistics: Statistics, listed_NL: Tensor, kappa_N: Tensor, max_negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cap(
+    statistics: Statistics, listed_NL: Tensor, kappa_N: Tensor, max_negatives: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """bound and last_id (triton_math.is_negative) of the max_negatives largest, and which of the listed these are."""
     all_ids_N = torch.full_like(statistics.count_N, ALL_IDS.value)
     if max_negatives == 0 or max_negatives >= LIST_LENGTH:
         return kappa_N, all_ids_N, listed_NL
     # Lists ascend in token, and a stable sort keeps that order among equals: ties go to the smaller id.
-    order_NL = statistics.ze_NL.masked_fill(~listed_NL, -math.inf).sort(dim=1, descending=True, stable=True).indices
-    last_N1 = order_NL[:, max_negatives - 1: max_negatives]
+    order_NL = (
+        statistics.ze_NL.masked_fill(~listed_NL, -math.inf)
+        .sort(dim=1, descending=True, stable=True)
+        .indices
+    )
+    last_N1 = order_NL[:, max_negatives - 1 : max_negatives]
     crowded_N = statistics.count_N > max_negatives
     bound_N = torch.where(crowded_N, statistics.ze_NL.gather(1, last_N1)[:, 0], kappa_N)
     last_id_N = torch.where(crowded_N, statistics.tokens_NL.gather(1, last_N1)[:, 0], all_ids_N)
@@ -199,14 +265,19 @@ def _whole_rows(rows_R: Tensor, states: States, head: Head, task: Task, grads: G
     rewards = task.rewards
     if rewards is not None:
         keys_E, values_E = rewards
-        place_N = torch.full_like(task.labels_N, -1).index_copy_(0, rows_R, torch.arange(len(rows_R), device=rows_R.device))
+        place_N = torch.full_like(task.labels_N, -1).index_copy_(
+            0, rows_R, torch.arange(len(rows_R), device=rows_R.device)
+        )
         place_E = place_N[keys_E // len(head)]
         inside_E = place_E >= 0
         rewards = (place_E * len(head) + keys_E % len(head))[inside_E], values_E[inside_E]
     some = task._replace(labels_N=task.labels_N[rows_R], rewards=rewards)
     some_grads = grads._replace(
         hidden_NH=None if grads.hidden_NH is None else torch.zeros_like(grads.hidden_NH[rows_R]),
-        students_JNH=None if grads.students_JNH is None else torch.zeros_like(grads.students_JNH[:, rows_R]))
+        students_JNH=None
+        if grads.students_JNH is None
+        else torch.zeros_like(grads.students_JNH[:, rows_R]),
+    )
     sums_5 = row_slab.sums_and_gradients(states.select(rows_R), head, some, some_grads)
     if grads.hidden_NH is not None and some_grads.hidden_NH is not None:
         grads.hidden_NH[rows_R] = some_grads.hidden_NH

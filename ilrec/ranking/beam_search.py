@@ -47,19 +47,24 @@ class BeamLayer(DynamicLayer):
         self.all_values = _room(prompt.values, num_beams, num_steps)
         self._show()
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         begin, self.num_tokens = self.num_tokens, self.num_tokens + key_states.shape[-2]
-        self.all_keys[..., begin:self.num_tokens, :] = key_states
-        self.all_values[..., begin:self.num_tokens, :] = value_states
+        self.all_keys[..., begin : self.num_tokens, :] = key_states
+        self.all_values[..., begin : self.num_tokens, :] = value_states
         return self._show()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for states in (self.all_keys, self.all_values):
-            generated = states[..., self.num_prompt_tokens:self.num_tokens, :]
+            generated = states[..., self.num_prompt_tokens : self.num_tokens, :]
             generated.copy_(generated.index_select(0, beam_idx))
 
     def _show(self) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = self.all_keys[..., :self.num_tokens, :], self.all_values[..., :self.num_tokens, :]
+        self.keys, self.values = (
+            self.all_keys[..., : self.num_tokens, :],
+            self.all_values[..., : self.num_tokens, :],
+        )
         return self.keys, self.values
 
 
@@ -82,7 +87,13 @@ def _expand_cache(cache: Cache, num_beams: int, num_steps: int) -> None:
             layers[index] = BeamLayer(layer, num_beams, num_steps)
             continue
         for states in (getattr(layer, name, {}) for name in LINEAR_STATES):
-            states.update({number: _repeat(state, num_beams) for number, state in states.items() if state is not None})
+            states.update(
+                {
+                    number: _repeat(state, num_beams)
+                    for number, state in states.items()
+                    if state is not None
+                }
+            )
         if hasattr(layer, "batch_repeat_interleave"):
             layer.batch_repeat_interleave(num_beams)
 
@@ -92,8 +103,14 @@ def _repeat(states: Tensor, num_beams: int) -> Tensor:
 
 
 @torch.inference_mode()
-def trie_beam_search(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor, trie: ItemTrie, num_beams: int,
-                     excluded: Sequence[np.ndarray | Sequence[int]] | None = None) -> tuple[Tensor, Tensor]:
+def trie_beam_search(
+    model: Any,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor,
+    trie: ItemTrie,
+    num_beams: int,
+    excluded: Sequence[np.ndarray | Sequence[int]] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The num_beams best items per user, best first: items int64 [B, K], scores float32 [B, K] (float64 for such a model).
 
     input_ids_BT, attention_mask_BT: LEFT-padded prompts. Where the catalogue has fewer items than num_beams, the rest is item
@@ -103,21 +120,38 @@ def trie_beam_search(model: Any, input_ids_BT: Tensor, attention_mask_BT: Tensor
     num_users = len(input_ids_BT)
     closed = trie.exhausted(excluded) if excluded is not None else None
     positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
-    outputs = model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=True,
-                    logits_to_keep=1)
+    outputs = model(
+        input_ids=input_ids_BT,
+        attention_mask=attention_mask_BT,
+        position_ids=positions_BT,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     nodes_B1 = torch.zeros(num_users, 1, dtype=torch.int64, device=input_ids_BT.device)
-    beams = Beams(nodes_B1, outputs.logits.new_zeros(num_users, 1, dtype=_score_dtype(outputs.logits)))
+    beams = Beams(
+        nodes_B1, outputs.logits.new_zeros(num_users, 1, dtype=_score_dtype(outputs.logits))
+    )
     beams, parents_BK, tokens_BK = _extend(beams, outputs.logits[:, -1], trie, num_beams, closed)
     cache = outputs.past_key_values
-    _expand_cache(cache, num_beams, trie.max_depth - 1)  # the prompt's own logits made the first step
+    _expand_cache(
+        cache, num_beams, trie.max_depth - 1
+    )  # the prompt's own logits made the first step
     attention_mask = attention_mask_BT.repeat_interleave(num_beams, dim=0)
     position = positions_BT[:, -1:].repeat_interleave(num_beams, dim=0)
     while not bool(_is_leaf(trie, beams.nodes_BK).all()):
         attention_mask = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
         position = position + 1
-        outputs = model(input_ids=tokens_BK.reshape(-1, 1), attention_mask=attention_mask, position_ids=position,
-                        past_key_values=cache, use_cache=True, logits_to_keep=1)
-        beams, parents_BK, tokens_BK = _extend(beams, outputs.logits[:, -1], trie, num_beams, closed)
+        outputs = model(
+            input_ids=tokens_BK.reshape(-1, 1),
+            attention_mask=attention_mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        beams, parents_BK, tokens_BK = _extend(
+            beams, outputs.logits[:, -1], trie, num_beams, closed
+        )
         rows_B1 = torch.arange(num_users, device=parents_BK.device)[:, None] * num_beams
         cache.reorder_cache((rows_B1 + parents_BK).reshape(-1))
     return _expand_items(beams, trie, num_beams)
@@ -132,7 +166,9 @@ def _is_leaf(trie: ItemTrie, nodes_BK: Tensor) -> Tensor:
     return (trie.child_offsets[nodes_BK] == trie.child_offsets[nodes_BK + 1]) | (nodes_BK == 0)
 
 
-def _extend(beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int, closed: Tensor | None) -> tuple[Beams, Tensor, Tensor]:
+def _extend(
+    beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int, closed: Tensor | None
+) -> tuple[Beams, Tensor, Tensor]:
     """One level down: the best num_beams among all children of all beams, and the finished beams as they are.
 
     logits: [B * K', V], K' beams so far. Returns the new beams, the beam each came from and the token it took. Tokens outside the
@@ -142,7 +178,10 @@ def _extend(beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int, closed
     logits_BKV = logits.to(beams.scores_BK.dtype).view(num_users, width, -1)
     tokens_BKC, nodes_BKC, mask_BKC = trie.children(beams.nodes_BK)
     if closed is not None and len(closed):
-        keys_BKC = nodes_BKC + trie.num_nodes * torch.arange(num_users, device=nodes_BKC.device)[:, None, None]
+        keys_BKC = (
+            nodes_BKC
+            + trie.num_nodes * torch.arange(num_users, device=nodes_BKC.device)[:, None, None]
+        )
         places_BKC = torch.searchsorted(closed, keys_BKC).clamp(max=len(closed) - 1)
         mask_BKC &= closed[places_BKC] != keys_BKC
     logps_BKC = logits_BKV.gather(2, tokens_BKC) - logits_BKV.logsumexp(-1, keepdim=True)
@@ -151,7 +190,9 @@ def _extend(beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int, closed
     kept_BK1 = beams.scores_BK.masked_fill(~finished_BK, -torch.inf)[..., None]
     scores = torch.cat([scores_BKC, kept_BK1], dim=2).flatten(1)
     nodes = torch.cat([nodes_BKC, beams.nodes_BK[..., None]], dim=2).flatten(1)
-    tokens = torch.nn.functional.pad(tokens_BKC, (0, 1)).flatten(1)  # a finished beam takes no token
+    tokens = torch.nn.functional.pad(tokens_BKC, (0, 1)).flatten(
+        1
+    )  # a finished beam takes no token
     missing = max(0, num_beams - scores.shape[1])
     best = scores.topk(num_beams - missing, dim=1)
     chosen = _pad(best.indices, missing, 0)

@@ -32,12 +32,22 @@ def choose_candidates(wanted: str, sequences: Histories) -> str:
 
 def first_repeat(sequences: Histories) -> int | None:
     """The number of the first sequence that has an item twice."""
-    return next((number for number, sequence in enumerate(sequences) if len(np.unique(sequence)) < len(sequence)), None)
+    return next(
+        (
+            number
+            for number, sequence in enumerate(sequences)
+            if len(np.unique(sequence)) < len(sequence)
+        ),
+        None,
+    )
 
 
 def drop_history_from_lists(items_BK: Tensor, histories: Histories) -> Tensor:
     """Ranked items with -1 (no item) in the place of those in the user's history: int64 [B, K], on the CPU."""
-    kept = [np.where(np.isin(items, history), -1, items) for items, history in zip(items_BK.numpy(), histories, strict=True)]
+    kept = [
+        np.where(np.isin(items, history), -1, items)
+        for items, history in zip(items_BK.numpy(), histories, strict=True)
+    ]
     return torch.from_numpy(np.stack(kept))
 
 
@@ -49,13 +59,19 @@ def drop_history_from_scores(scores_BI: Tensor, histories: Histories) -> Tensor:
     return scores_BI
 
 
-def rank_by_scores(histories: Histories, targets_U: np.ndarray, score: Callable[[Any], Tensor], candidates: str) -> Tensor:
+def rank_by_scores(
+    histories: Histories, targets_U: np.ndarray, score: Callable[[Any], Tensor], candidates: str
+) -> Tensor:
     """The target's rank for each user: int64 [users]. score(histories) -> [B, I]; candidates: all or unseen."""
     ranks = []
     for start in range(0, len(targets_U), USERS_PER_BATCH):
-        batch = histories[start:start + USERS_PER_BATCH]
+        batch = histories[start : start + USERS_PER_BATCH]
         scores_BI = score(batch)
         if candidates == "unseen":
             scores_BI = drop_history_from_scores(scores_BI, batch)
-        ranks.append(ranks_from_scores(scores_BI, torch.from_numpy(targets_U[start:start + USERS_PER_BATCH])))
+        ranks.append(
+            ranks_from_scores(
+                scores_BI, torch.from_numpy(targets_U[start : start + USERS_PER_BATCH])
+            )
+        )
     return torch.cat(ranks)

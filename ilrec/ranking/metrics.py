@@ -38,4 +38,6 @@ def ranking_metrics(ranks_B: Tensor, cutoffs: Sequence[int]) -> dict[str, float]
     ranks = ranks_B.double()
     metrics = {f"hit@{k}": (ranks <= k).double().mean().item() for k in cutoffs}
     gains = 1 / torch.log2(ranks + 1)
-    return metrics | {f"ndcg@{k}": torch.where(ranks <= k, gains, 0.0).mean().item() for k in cutoffs}
+    return metrics | {
+        f"ndcg@{k}": torch.where(ranks <= k, gains, 0.0).mean().item() for k in cutoffs
+    }

@@ -14,12 +14,14 @@ import numpy as np
 from torch import Tensor
 
 from ilrec.errors import InputError
-from ilrec.outputs import check_file, whole_file
+from ilrec.files.outputs import check_file, whole_file
 
 CUTOFFS = (1, 5, 10, 20)
 
 
-def write_ranking(path: str | Path, metrics: Mapping[str, float], protocol: Mapping[str, Any], ranks_U: Tensor) -> None:
+def write_ranking(
+    path: str | Path, metrics: Mapping[str, float], protocol: Mapping[str, Any], ranks_U: Tensor
+) -> None:
     """Both files, in place of older ones, once both are written whole. ranks_U: int64 [users], in the data set's order of users.
 
     Raises InputError where they cannot be written; check_ranking finds out before the work.
@@ -33,7 +35,9 @@ def write_ranking(path: str | Path, metrics: Mapping[str, float], protocol: Mapp
 def check_ranking(path: str | Path) -> None:
     """InputError where write_ranking could not write. Leaves nothing behind."""
     if _ranks_file(path) == Path(path):
-        raise InputError(f"{path}: this name is for the ranks beside the metrics; expected one such as ranking.json")
+        raise InputError(
+            f"{path}: this name is for the ranks beside the metrics; expected one such as ranking.json"
+        )
     for file in (path, _ranks_file(path)):
         check_file(file)
 

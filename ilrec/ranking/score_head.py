@@ -15,8 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ilrec.model.head import prepare_heads, prepared_head
 from ilrec.ops.head_gemm import Head
-from ilrec.vocabulary_head import prepare_heads, prepared_head
 
 
 class ScoreHead(nn.Module):
@@ -31,8 +31,13 @@ class ScoreHead(nn.Module):
         return self.head(hidden, None, _project)
 
 
-def _project(hidden: Tensor, _: None, weight_VH: Tensor, new_token_ids_R: Tensor | None = None,
-             new_token_rows_RH: Tensor | None = None) -> Tensor:
+def _project(
+    hidden: Tensor,
+    _: None,
+    weight_VH: Tensor,
+    new_token_ids_R: Tensor | None = None,
+    new_token_rows_RH: Tensor | None = None,
+) -> Tensor:
     states_NH = hidden.reshape(-1, hidden.shape[-1])
     states_NH = states_NH.to(torch.promote_types(weight_VH.dtype, torch.float32))
     logits_NV = states_NH.new_empty(len(states_NH), len(weight_VH))

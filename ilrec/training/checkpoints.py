@@ -1,7 +1,7 @@
 """Checkpoints, and final/, that are complete or not there: written beside, flushed, described by a manifest, renamed into place.
 
 A checkpoint is OUTPUT_DIR/checkpoint-N with a manifest: its files with sizes and SHA-256, the step, the
-number of ranks, and the run's identity (ilrec/identity.py). One that the run did not finish lies under
+number of ranks, and the run's identity (ilrec/training/identity.py). One that the run did not finish lies under
 OUTPUT_DIR/.saving and never has that name; one that was damaged
 later does not fit its manifest. Neither is resumed from. Ranks share the output directory.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import itertools
 import json
 import logging
@@ -24,9 +23,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ilrec.config import read_json, write_text
 from ilrec.errors import InputError
-from ilrec.portable import make_portable
+from ilrec.files.digests import size_and_digest
+from ilrec.files.outputs import write_text
+from ilrec.files.reading import read_json
+from ilrec.model.portable import make_portable
 from ilrec.training.together import agreed, barrier, rank, shared_work, world_size
 
 MANIFEST = "manifest.json"
@@ -34,14 +35,29 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 FINAL = "final"
 STAGING = ".saving"
 # What an earlier run leaves in an output directory, beside its checkpoints.
-OF_A_RUN = (FINAL, "base", "config.yaml", "ds_config.json", "environment.json", "item_index.json",
-            "metrics.jsonl", "tensorboard", "nonfinite")
-ANEW = ("for a new run give another --output_dir, or --resume never, which moves the earlier run to "
-        "OUTPUT_DIR/earlier-N")
+OF_A_RUN = (
+    FINAL,
+    "base",
+    "config.yaml",
+    "ds_config.json",
+    "environment.json",
+    "item_index.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "nonfinite",
+)
+ANEW = (
+    "for a new run give another --output_dir, or --resume never, which moves the earlier run to "
+    "OUTPUT_DIR/earlier-N"
+)
 LOCK = ".lock"
 # What writers say beside ENOSPC where a disk is full: torch's zip writer and safetensors keep the errno to themselves.
-WRITE_FAILED = ("file write failed", "unexpected pos", "No space left on device", "Disk quota exceeded")
-BLOCK_BYTES = 2**22
+WRITE_FAILED = (
+    "file write failed",
+    "unexpected pos",
+    "No space left on device",
+    "Disk quota exceeded",
+)
 logger = logging.getLogger(__name__)
 
 
@@ -57,10 +73,14 @@ class RunLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
-            raise InputError(f"{output_dir}: another run is at work in it ({self._file.read().strip() or 'it has not said which'}); "
-                             "wait for it, end it, or give another output_dir") from None
+            raise InputError(
+                f"{output_dir}: another run is at work in it ({self._file.read().strip() or 'it has not said which'}); "
+                "wait for it, end it, or give another output_dir"
+            ) from None
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        self._file.write(
+            f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        )
         self._file.flush()
 
 
@@ -98,16 +118,24 @@ def _stale(output_dir: Path, start: str | None) -> list[Path]:
 def _move(output_dir: Path, stale: list[Path], sources: Iterable[str]) -> None:
     for source in sources:
         if any(Path(source).resolve().is_relative_to(path.resolve()) for path in stale):
-            raise InputError(f"model: {source} lies in {output_dir}, where this run would take its place; give "
-                             "another --output_dir")
+            raise InputError(
+                f"model: {source} lies in {output_dir}, where this run would take its place; give "
+                "another --output_dir"
+            )
     if stale:
-        earlier = next(place for number in itertools.count(1)
-                       if not (place := output_dir / f"earlier-{number}").exists())
+        earlier = next(
+            place
+            for number in itertools.count(1)
+            if not (place := output_dir / f"earlier-{number}").exists()
+        )
         earlier.mkdir()
         for path in stale:
             os.replace(path, earlier / path.name)
-        logger.warning("%s of an earlier run moved to %s; remove it when it is not needed",
-                       ", ".join(path.name for path in stale), earlier)
+        logger.warning(
+            "%s of an earlier run moved to %s; remove it when it is not needed",
+            ", ".join(path.name for path in stale),
+            earlier,
+        )
 
 
 def publish(output_dir: str | Path, name: str, facts: Mapping[str, Any]) -> None:
@@ -148,8 +176,10 @@ def find_checkpoint(output_dir: str | Path, resume: str, identity: Mapping[str, 
         if not fault:
             return str(checkpoint)
         if resume != "auto":
-            raise InputError(f"resume: {checkpoint} {fault}; use an earlier checkpoint-N, or --resume auto to take the newest complete "
-                             "one")
+            raise InputError(
+                f"resume: {checkpoint} {fault}; use an earlier checkpoint-N, or --resume auto to take the newest complete "
+                "one"
+            )
         if rank() == 0:
             logger.warning("%s %s; skipped", checkpoint, fault)
     return None
@@ -158,8 +188,12 @@ def find_checkpoint(output_dir: str | Path, resume: str, identity: Mapping[str, 
 def find_fault(checkpoint: Path) -> str:
     """Why this is no complete checkpoint, or "". Every rank reads its share of the files; all get the same answer."""
     fault, expected = agreed(lambda: _read_manifest(checkpoint))
-    faults = shared_work(sorted(expected), lambda file: _file_fault(checkpoint / file, *expected[file]))
-    return fault or next((f"is damaged: {file} {fault}" for file, fault in faults.items() if fault), "")
+    faults = shared_work(
+        sorted(expected), lambda file: _file_fault(checkpoint / file, *expected[file])
+    )
+    return fault or next(
+        (f"is damaged: {file} {fault}" for file, fault in faults.items() if fault), ""
+    )
 
 
 def ranks_of(checkpoint: str | Path) -> int:
@@ -171,9 +205,11 @@ def require_base(checkpoint: str | Path, base: Mapping[str, Any]) -> None:
     """base: {"name", "weights"} now. One in the run's directory may have been made anew by another library."""
     recorded = read_json(Path(checkpoint) / MANIFEST).get("base")
     if recorded and base and recorded["weights"] != base["weights"]:
-        raise InputError(f"{checkpoint} was trained on {recorded['name']}, whose weights were others than those "
-                         f"in {base['name']} now; put them back, or start anew with --resume never or another "
-                         "--output_dir")
+        raise InputError(
+            f"{checkpoint} was trained on {recorded['name']}, whose weights were others than those "
+            f"in {base['name']} now; put them back, or start anew with --resume never or another "
+            "--output_dir"
+        )
 
 
 def remove_old(output_dir: str | Path, limit: int) -> None:
@@ -181,7 +217,7 @@ def remove_old(output_dir: str | Path, limit: int) -> None:
     complete = [path for path in _checkpoints(Path(output_dir)) if (path / MANIFEST).exists()]
     if limit <= 0 or not complete:
         return
-    kept = set(complete[:max(limit, 1)])
+    kept = set(complete[: max(limit, 1)])
     for path in _checkpoints(Path(output_dir)):
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -195,15 +231,21 @@ def full_disk_is_said(output_dir: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, InputError) as error:  # outputs.whole_file says an OSError as an InputError
+    except (
+        OSError,
+        RuntimeError,
+        InputError,
+    ) as error:  # outputs.whole_file says an OSError as an InputError
         if not _is_full_disk(error):
             raise
         left = [path.name for path in _checkpoints(Path(output_dir)) if (path / MANIFEST).exists()]
         kept = f"{left[0]} is intact" if left else "there is no earlier one"
         free = shutil.disk_usage(output_dir).free
-        raise InputError(f"{output_dir}: no space left on the disk (or over quota) while a checkpoint was "
-                         f"written, as far as can be told ({_last_line(error)}; {free / 1e6:,.1f} MB free); {kept}. Free some "
-                         f"space ({STAGING} in it may be deleted) or lower save_total_limit, and give the same command again") from None
+        raise InputError(
+            f"{output_dir}: no space left on the disk (or over quota) while a checkpoint was "
+            f"written, as far as can be told ({_last_line(error)}; {free / 1e6:,.1f} MB free); {kept}. Free some "
+            f"space ({STAGING} in it may be deleted) or lower save_total_limit, and give the same command again"
+        ) from None
 
 
 def _replace(directory: Path, target: Path) -> None:
@@ -219,7 +261,9 @@ def _replace(directory: Path, target: Path) -> None:
 
 def _is_full_disk(error: BaseException | None) -> bool:
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in WRITE_FAILED):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+            text in str(error) for text in WRITE_FAILED
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -237,7 +281,9 @@ def _candidates(output_dir: str | Path, resume: str, identity: Mapping[str, Any]
             _require_same(directory, identity, is_named=False)
         return found
     if not Path(resume).is_dir():
-        raise InputError(f"resume: no such checkpoint: {resume}; give a checkpoint-N directory, auto or never")
+        raise InputError(
+            f"resume: no such checkpoint: {resume}; give a checkpoint-N directory, auto or never"
+        )
     _require_same(Path(resume), identity, is_named=True)
     return [Path(resume)]
 
@@ -264,16 +310,25 @@ def _require_same(directory: Path, identity: Mapping[str, Any], is_named: bool) 
     recorded = read_json(directory / MANIFEST).get("identity", {})
     unknown = sorted(identity.keys() - recorded.keys())
     if unknown and is_named:
-        logger.warning("%s does not record %s; it is taken because it was named", directory, ", ".join(unknown))
-    differ = [f"{name}: {_said(value)} there, {_said(identity.get(name))} now"
-              for name, value in recorded.items() if _content(value) != _content(identity.get(name))]
+        logger.warning(
+            "%s does not record %s; it is taken because it was named", directory, ", ".join(unknown)
+        )
+    differ = [
+        f"{name}: {_said(value)} there, {_said(identity.get(name))} now"
+        for name, value in recorded.items()
+        if _content(value) != _content(identity.get(name))
+    ]
     if differ:
-        raise InputError(f"{directory} was trained with other settings than these: {'; '.join(differ)}. Put back "
-                         f"what it was to go on; {ANEW}")
+        raise InputError(
+            f"{directory} was trained with other settings than these: {'; '.join(differ)}. Put back "
+            f"what it was to go on; {ANEW}"
+        )
     if unknown and not is_named:
         names = ", ".join(unknown) if recorded else "what it was trained with"
-        raise InputError(f"{directory} does not record {names}: an older version wrote it. If you know that all is "
-                         f"as it was, name it to go on: --resume CHECKPOINT; {ANEW}")
+        raise InputError(
+            f"{directory} does not record {names}: an older version wrote it. If you know that all is "
+            f"as it was, name it to go on: --resume CHECKPOINT; {ANEW}"
+        )
 
 
 def _content(value: Any) -> Any:
@@ -295,12 +350,16 @@ def _step_of(checkpoint: Path) -> int:
 
 def _checkpoints(output_dir: Path) -> list[Path]:
     """Newest first, by number."""
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(CHECKPOINT, path.name)]
+    found = [
+        path for path in output_dir.glob("checkpoint-*") if re.fullmatch(CHECKPOINT, path.name)
+    ]
     return sorted(found, key=_step_of, reverse=True)
 
 
 def _relative_files(directory: Path) -> list[str]:
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
+    )
 
 
 def _flushed_digest(path: Path) -> dict[str, Any]:
@@ -320,16 +379,6 @@ def _file_fault(path: Path, size: int, digest: str) -> str:
     if path.stat().st_size != size:
         return f"has {path.stat().st_size:,} bytes, expected {size:,}"
     return "" if size_and_digest(path)[1] == digest else f"does not fit the SHA-256 in {MANIFEST}"
-
-
-def size_and_digest(path: Path) -> tuple[int, str]:
-    """Bytes, and their SHA-256."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:

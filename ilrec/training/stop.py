@@ -47,7 +47,13 @@ class StopRequest(TrainerCallback):
             signal.signal(number, handler)
         self._wake.close()  # which ends the thread
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
         self.is_stopping = _any_rank(self.is_asked, args.device)
         if self.is_stopping:
             logger.warning("asked to stop: a checkpoint of step %d is written", state.global_step)

@@ -44,7 +44,7 @@ def agreed(read: Callable[[], Any]) -> Any:
 
 def shared_work(files: list[str], work: Callable[[str], Any]) -> dict[str, Any]:
     """{file: work(file)} of all files, on every rank; each did every `world_size`-th."""
-    mine = {file: work(file) for file in files[rank()::world_size()]}
+    mine = {file: work(file) for file in files[rank() :: world_size()]}
     if not dist.is_initialized():
         return mine
     shares: list[dict[str, Any]] = [{}] * world_size()

@@ -7,7 +7,7 @@ global batch, what is saved is checked and published whole, and the run director
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,43 +16,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ilrec.collaborative.sasrec import SASRec
-from ilrec.collaborative.token_reward import continuations, token_rewards
-from ilrec.config import write_text
-from ilrec.data.batches import EpochLoader, TokenBudgetSampler
 from ilrec.errors import InputError
-from ilrec.items.trie import ItemTrie
+from ilrec.files.outputs import write_text
 from ilrec.ops import IGNORE_INDEX, STATS
+from ilrec.samples.batches import EpochLoader, TokenBudgetSampler
 from ilrec.training import checkpoints
+from ilrec.training.metrics_log import METRICS_LOG
 from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batches
 from ilrec.training.zero3 import check_saved
-
-
-class ContinuationCollator:
-    """Adds to a collated batch the tokens that continue an item at each target's place, and the collaborative filter's rewards
-    of them (method.md, step 4), which are 0 without a filter."""
-
-    def __init__(self, collate: Callable[[Sequence[dict]], dict[str, Tensor]], sasrec: SASRec | None, trie: ItemTrie) -> None:
-        self.collate, self.sasrec, self.trie = collate, sasrec, trie
-
-    def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
-        batch: dict[str, Any] = self.collate(samples)
-        targets = [(sample["items"], place) for sample in samples
-                   for place in range(len(sample["items"]) - sample["num_targets"], len(sample["items"]))]
-        target_items = [int(items[place]) for items, place in targets]
-        if self.sasrec is None:
-            batch["token_rewards"] = continuations(target_items, self.trie)
-        else:
-            probabilities_BI = self.sasrec.item_probabilities([items[:place] for items, place in targets])
-            batch["token_rewards"] = token_rewards(probabilities_BI, target_items, self.trie)
-        return batch
 
 
 class ILRecTrainer(Trainer):
     """Trainer whose log lines carry the three loss terms and the hard negatives per supervised token."""
 
-    def __init__(self, *args: Any, batch_sampler: TokenBudgetSampler | None = None, batch_collator: Any = None,
-                 facts: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        batch_sampler: TokenBudgetSampler | None = None,
+        batch_collator: Any = None,
+        facts: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """batch_sampler: this rank's batches by token budget, collated by batch_collator; None: the Trainer's own batches.
 
         facts: what a checkpoint's manifest says of the run (checkpoints.py).
@@ -61,20 +45,34 @@ class ILRecTrainer(Trainer):
         self.batch_sampler, self.batch_collator = batch_sampler, batch_collator
         self.facts = facts or {}
         self._is_staging = False
-        self._sums: Tensor | None = None  # STATS and the token count since the last log line, this rank's share
+        self._sums: Tensor | None = (
+            None  # STATS and the token count since the last log line, this rank's share
+        )
         self.add_callback(RunDirectory())
 
     def get_train_dataloader(self) -> DataLoader:
         """Token-budget batches are sharded already, hence not prepared by accelerate, which would shard them again."""
         if self.batch_sampler is None:
             return super().get_train_dataloader()
-        return EpochLoader(cast(Dataset, self.train_dataset), batch_sampler=self.batch_sampler, collate_fn=self.batch_collator,
-                           num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory)
+        return EpochLoader(
+            cast(Dataset, self.train_dataset),
+            batch_sampler=self.batch_sampler,
+            collate_fn=self.batch_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Tensor | int | None = None) -> Any:
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         given = {name: value for name, value in inputs.items() if name != SAMPLE_IDS}
-        loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss, outputs = super().compute_loss(
+            model, given, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
         self._require_finite(outputs.nonfinite_K2, inputs, model.training)
         if model.training:
             num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().to(outputs.stats_5.dtype)
@@ -89,7 +87,13 @@ class ILRecTrainer(Trainer):
         if any(map(any, counts_WK2)):
             step = self.state.global_step
             when = f"step {step + 1}" if training else f"evaluation after step {step}"
-            kept = keep_batches(inputs, counts_WK2, self.args.process_index, step + training, str(self.args.output_dir))
+            kept = keep_batches(
+                inputs,
+                counts_WK2,
+                self.args.process_index,
+                step + training,
+                str(self.args.output_dir),
+            )
             raise InputError(f"{when}: {describe_nonfinite(counts_WK2)}. {kept}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -123,33 +127,57 @@ class ILRecTrainer(Trainer):
 def _means(sums: Tensor) -> dict[str, float]:
     totals = dict(zip((*STATS, "num_tokens"), sums.tolist(), strict=True))
     num_tokens = max(totals["num_tokens"], 1.0)
-    means = {f"loss/{term}": totals[term] / num_tokens for term in ("preference", "distillation", "reward")}
-    return means | {"negatives/per_token": totals["num_negatives"] / num_tokens,
-                    "negatives/rows_without": totals["num_rows_without_negative"] / num_tokens}
+    means = {
+        f"loss/{term}": totals[term] / num_tokens
+        for term in ("preference", "distillation", "reward")
+    }
+    return means | {
+        "negatives/per_token": totals["num_negatives"] / num_tokens,
+        "negatives/rows_without": totals["num_rows_without_negative"] / num_tokens,
+    }
 
 
 class RunDirectory(TrainerCallback):
     """metrics.jsonl: one line per log; every checkpoint has one, and nothing that is counted for the next waits in it."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """The steps that this run repeats, or all of a fresh one, are not there twice."""
         # The Trainer would keep to the checkpoint's steps between log lines, evaluations and checkpoints.
         state.compute_steps(args, state.max_steps)
         if state.global_step > state.max_steps:
-            raise InputError(f"{args.output_dir}: goes on from step {state.global_step}, and this run ends at "
-                             f"step {state.max_steps}; give more max_steps or num_train_epochs, or name an "
-                             "earlier checkpoint with --resume")
-        path = Path(str(args.output_dir)) / "metrics.jsonl"
+            raise InputError(
+                f"{args.output_dir}: goes on from step {state.global_step}, and this run ends at "
+                f"step {state.max_steps}; give more max_steps or num_train_epochs, or name an "
+                "earlier checkpoint with --resume"
+            )
+        path = Path(str(args.output_dir)) / METRICS_LOG
         if state.is_world_process_zero and path.exists():
-            write_text(path, "".join(line + "\n" for line in _whole_lines(path) if json.loads(line)["step"] <= state.global_step > 0))
+            write_text(
+                path,
+                "".join(
+                    line + "\n"
+                    for line in _whole_lines(path)
+                    if json.loads(line)["step"] <= state.global_step > 0
+                ),
+            )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         control.should_log = control.should_log or control.should_save
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-               logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if state.is_world_process_zero and logs:
-            with open(Path(str(args.output_dir)) / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(Path(str(args.output_dir)) / METRICS_LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 

@@ -32,33 +32,68 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from ilrec.config import read_json, write_text
 from ilrec.errors import InputError
+from ilrec.files.outputs import write_text
+from ilrec.files.reading import read_json
 
 # DeepSpeed's batch arithmetic: the ds_config key and the setting that it must agree with.
-BATCH_KEYS = {"train_micro_batch_size_per_gpu": "per_device_train_batch_size",
-              "gradient_accumulation_steps": "gradient_accumulation_steps",
-              "gradient_clipping": "max_grad_norm"}
+BATCH_KEYS = {
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+}
 # Keys that leave the result as it is but for rounding, or that are compared with the recipe: batch, logging,
 # and how ZeRO moves and keeps its shards. All others are part of what a checkpoint is known by.
-DS_MAY_CHANGE = frozenset({
-    *BATCH_KEYS, "train_batch_size", "steps_per_print", "wall_clock_breakdown", "dump_state",
-    "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor", "activation_checkpointing",
-    "aio", "checkpoint", "offload_optimizer", "offload_param", "overlap_comm", "contiguous_gradients",
-    "reduce_scatter", "round_robin_gradients", "allgather_partitions", "allgather_bucket_size",
-    "reduce_bucket_size", "sub_group_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-    "stage3_gather_16bit_weights_on_model_save"})
+DS_MAY_CHANGE = frozenset(
+    {
+        *BATCH_KEYS,
+        "train_batch_size",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "dump_state",
+        "flops_profiler",
+        "comms_logger",
+        "tensorboard",
+        "wandb",
+        "csv_monitor",
+        "activation_checkpointing",
+        "aio",
+        "checkpoint",
+        "offload_optimizer",
+        "offload_param",
+        "overlap_comm",
+        "contiguous_gradients",
+        "reduce_scatter",
+        "round_robin_gradients",
+        "allgather_partitions",
+        "allgather_bucket_size",
+        "reduce_bucket_size",
+        "sub_group_size",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+        "stage3_gather_16bit_weights_on_model_save",
+    }
+)
 SECTIONS = ("zero_optimization", "bf16", "fp16")
-KNOWN_KEYS = (*BATCH_KEYS, *SECTIONS, "train_batch_size", "optimizer", "scheduler")  # those of its keys that decide a result
+KNOWN_KEYS = (
+    *BATCH_KEYS,
+    *SECTIONS,
+    "train_batch_size",
+    "optimizer",
+    "scheduler",
+)  # those of its keys that decide a result
 logger = logging.getLogger(__name__)
 UNIVERSAL = "_universal"
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # torch's message: "Unsupported global: GLOBAL posix.system was not an allowed global by default".
 UNSAFE_NAME = re.compile(r"GLOBAL (\S+)")
 # Its worker processes are forked, so that they open files as weights only, too.
-CONVERT = ("import runpy; from ilrec.training.zero3 import allow_state_classes; allow_state_classes(); "
-           "runpy.run_module('deepspeed.checkpoint.ds_to_universal', run_name='__main__', alter_sys=True)")
+CONVERT = (
+    "import runpy; from ilrec.training.zero3 import allow_state_classes; allow_state_classes(); "
+    "runpy.run_module('deepspeed.checkpoint.ds_to_universal', run_name='__main__', alter_sys=True)"
+)
 
 
 def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_size: int) -> dict:
@@ -72,18 +107,28 @@ def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_s
     _check_sections(path, config)
     for key, name in BATCH_KEYS.items():
         if config.get(key, "auto") not in ("auto", settings[name]):
-            raise InputError(f"{path}: {key} = {config[key]} contradicts {name} = {settings[name]} of the recipe; "
-                             f'write "auto" into the file, or --{name} {config[key]}')
-    expected = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * world_size
+            raise InputError(
+                f"{path}: {key} = {config[key]} contradicts {name} = {settings[name]} of the recipe; "
+                f'write "auto" into the file, or --{name} {config[key]}'
+            )
+    expected = (
+        settings["per_device_train_batch_size"]
+        * settings["gradient_accumulation_steps"]
+        * world_size
+    )
     if config.get("train_batch_size", "auto") not in ("auto", expected):
-        raise InputError(f"{path}: train_batch_size = {config['train_batch_size']} contradicts the recipe: "
-                         f"per_device_train_batch_size x gradient_accumulation_steps x {world_size} ranks = {expected}; "
-                         'write "auto" into the file')
+        raise InputError(
+            f"{path}: train_batch_size = {config['train_batch_size']} contradicts the recipe: "
+            f"per_device_train_batch_size x gradient_accumulation_steps x {world_size} ranks = {expected}; "
+            'write "auto" into the file'
+        )
     for section, wanted in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         enabled = config.get(section, {}).get("enabled", "auto")
         if enabled != "auto" and enabled != (dtype == wanted):
-            raise InputError(f"{path}: {section}.enabled = {str(enabled).lower()} contradicts dtype {str(dtype).split('.')[-1]}"
-                             f' of the recipe; write "auto" into the file, or set --dtype')
+            raise InputError(
+                f"{path}: {section}.enabled = {str(enabled).lower()} contradicts dtype {str(dtype).split('.')[-1]}"
+                f' of the recipe; write "auto" into the file, or set --dtype'
+            )
     return config
 
 
@@ -99,8 +144,11 @@ def deciding_settings(ds_config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: _deciding(value) if isinstance(value, Mapping) else value
-            for key, value in section.items() if key not in DS_MAY_CHANGE}
+    kept = {
+        key: _deciding(value) if isinstance(value, Mapping) else value
+        for key, value in section.items()
+        if key not in DS_MAY_CHANGE
+    }
     return {key: value for key, value in kept.items() if value not in ("auto", {})}
 
 
@@ -109,10 +157,14 @@ def _check_sections(path: str | Path, config: dict) -> None:
     for name in config:
         meant = difflib.get_close_matches(name, KNOWN_KEYS, n=1, cutoff=0.85)
         if meant and name not in KNOWN_KEYS:
-            raise InputError(f"{path}: unknown key {name!r}, which DeepSpeed would pass over; did you mean {meant[0]!r}?")
+            raise InputError(
+                f"{path}: unknown key {name!r}, which DeepSpeed would pass over; did you mean {meant[0]!r}?"
+            )
     for name in SECTIONS:
         if not isinstance(config.get(name, {}), dict):
-            raise InputError(f"{path}: {name}: expected an object such as {{\"enabled\": \"auto\"}}, got {config[name]!r:.80}")
+            raise InputError(
+                f'{path}: {name}: expected an object such as {{"enabled": "auto"}}, got {config[name]!r:.80}'
+            )
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     zero = config.get("zero_optimization", {})
@@ -131,7 +183,9 @@ def prepare_environment() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
 
 
 @contextlib.contextmanager
@@ -157,7 +211,9 @@ def prepare_sharded_loading() -> None:
     # On the CPU accelerate starts torch's process group only; DeepSpeed, unaware of it, would shard for a world of one.
     deepspeed.init_distributed()
 
-    def collect(layer: TrainableTokensLayer, weight: Tensor, rows: list[int], embed_dim: int) -> Tensor:
+    def collect(
+        layer: TrainableTokensLayer, weight: Tensor, rows: list[int], embed_dim: int
+    ) -> Tensor:
         """peft (0.21) reads the rows to train through CUDA only. Here all ranks gather, so any device will do."""
         with deepspeed.zero.GatheredParameters([weight]):
             return weight[rows].clone()
@@ -171,8 +227,11 @@ def warn_of_compile_locks() -> None:
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in root.rglob("lock"):
-        logger.warning("%s: an extension is being compiled, which is waited for; if no process does it (one that was killed leaves "
-                       "this file), remove the file", lock)
+        logger.warning(
+            "%s: an extension is being compiled, which is waited for; if no process does it (one that was killed leaves "
+            "this file), remove the file",
+            lock,
+        )
 
 
 def register_token_rows(model: nn.Module) -> None:
@@ -208,8 +267,10 @@ def weights_only(checkpoint: str | None) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         names = ", ".join(UNSAFE_NAME.findall(str(error))) or "something else than weights"
-        raise InputError(f"{checkpoint} holds a pickle of {names}, which no checkpoint of this trainer does and may run code when it "
-                         "is opened; it was not. Take a checkpoint that you trust, or train anew with --resume never") from None
+        raise InputError(
+            f"{checkpoint} holds a pickle of {names}, which no checkpoint of this trainer does and may run code when it "
+            "is opened; it was not. Take a checkpoint that you trust, or train anew with --resume never"
+        ) from None
     finally:
         os.environ.pop(FORCE_WEIGHTS_ONLY)
         if before is not None:
@@ -226,7 +287,9 @@ def allow_state_classes() -> None:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     ZeroStageEnum.__reduce_ex__ = lambda stage, protocol: (ZeroStageEnum, (stage.value,))  # type: ignore[method-assign]
-    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+    torch.serialization.add_safe_globals(
+        [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    )
 
 
 def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
@@ -236,21 +299,40 @@ def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
     """
     folder = next(Path(checkpoint).glob("global_step*[0-9]"), None)
     if folder is None:
-        raise InputError(f"resume: {checkpoint} has no DeepSpeed state (global_step*); go on without --ds_config, as it was written")
+        raise InputError(
+            f"resume: {checkpoint} has no DeepSpeed state (global_step*); go on without --ds_config, as it was written"
+        )
     universal = folder.with_name(folder.name + UNIVERSAL)
     if arguments.process_index == 0 and not (Path(checkpoint) / "latest_universal").exists():
         shutil.rmtree(universal, ignore_errors=True)
         # inject_missing_state: what ZeRO-1 and 2 leave out where the trainer is not DeepSpeed's own.
-        made = subprocess.run([sys.executable, "-c", CONVERT, "--inject_missing_state",
-                               "--input_folder", str(folder), "--output_folder", str(universal)], capture_output=True, text=True,
-                              env={**os.environ, FORCE_WEIGHTS_ONLY: "1"})
+        made = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                CONVERT,
+                "--inject_missing_state",
+                "--input_folder",
+                str(folder),
+                "--output_folder",
+                str(universal),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, FORCE_WEIGHTS_ONLY: "1"},
+        )
         if made.returncode:
-            raise InputError(f"resume: {checkpoint} cannot be converted for another number of ranks; resume with as many as it was "
-                             f"written by, or free some space. DeepSpeed says: {made.stderr.strip().splitlines()[-1]}")
+            raise InputError(
+                f"resume: {checkpoint} cannot be converted for another number of ranks; resume with as many as it was "
+                f"written by, or free some space. DeepSpeed says: {made.stderr.strip().splitlines()[-1]}"
+            )
         write_text(Path(checkpoint) / "latest_universal", universal.name)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    for config in (arguments.hf_deepspeed_config.config, arguments.deepspeed_plugin.deepspeed_config):
+    for config in (
+        arguments.hf_deepspeed_config.config,
+        arguments.deepspeed_plugin.deepspeed_config,
+    ):
         config["checkpoint"] = {**config.get("checkpoint", {}), "load_universal": True}
 
 
@@ -260,10 +342,17 @@ def consolidated_adapter(checkpoint: Path) -> dict[str, Tensor]:
 
     with weights_only(str(checkpoint)):
         try:
-            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), exclude_frozen_parameters=True)
+            state = get_fp32_state_dict_from_zero_checkpoint(
+                str(checkpoint), exclude_frozen_parameters=True
+            )
         except (OSError, ValueError, KeyError, AssertionError) as error:
-            raise InputError(f"{checkpoint}: its shards cannot be put together: {error}; take another checkpoint") from None
-    return {re.sub(r"\.default(?=\.|$)", "", name): tensor.contiguous() for name, tensor in state.items()}
+            raise InputError(
+                f"{checkpoint}: its shards cannot be put together: {error}; take another checkpoint"
+            ) from None
+    return {
+        re.sub(r"\.default(?=\.|$)", "", name): tensor.contiguous()
+        for name, tensor in state.items()
+    }
 
 
 def check_saved(directory: str | Path) -> None:
@@ -275,4 +364,6 @@ def check_saved(directory: str | Path) -> None:
         with safe_open(file, framework="pt") as tensors:
             empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]
         if empty:
-            raise RuntimeError(f"{file}: {len(empty)} tensors of size 0 were saved, first {empty[0]}")
+            raise RuntimeError(
+                f"{file}: {len(empty)} tensors of size 0 were saved, first {empty[0]}"
+            )

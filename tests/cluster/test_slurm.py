@@ -24,7 +24,18 @@ from conftest import INIT, ROOT, write_data
 
 pytestmark = pytest.mark.cluster
 HERE = Path(__file__).resolve().parent
-FIELDS = ["--num_readout_layers", "2", "--lora_rank", "4", "--lora_dropout", "0.1", "--logging_steps", "1", "--learning_rate", "2e-3"]
+FIELDS = [
+    "--num_readout_layers",
+    "2",
+    "--lora_rank",
+    "4",
+    "--lora_dropout",
+    "0.1",
+    "--logging_steps",
+    "1",
+    "--learning_rate",
+    "2e-3",
+]
 
 
 class Lab:
@@ -32,20 +43,41 @@ class Lab:
 
     def __init__(self, lab: Path, home: Path) -> None:
         self.lab, self.home = lab, home
-        self.environment = {**os.environ, "SLURMLAB": str(self.lab), "SLURM_CONF": str(self.lab / "slurm.conf"),
-                            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_CONFIG": "ds_configs/zero3_cpu.json",
-                            "RANKS_PER_NODE": "1", "OMP_NUM_THREADS": "1", "NCCL_DEBUG": ""}
+        self.environment = {
+            **os.environ,
+            "SLURMLAB": str(self.lab),
+            "SLURM_CONF": str(self.lab / "slurm.conf"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "DS_CONFIG": "ds_configs/zero3_cpu.json",
+            "RANKS_PER_NODE": "1",
+            "OMP_NUM_THREADS": "1",
+            "NCCL_DEBUG": "",
+        }
         self.environment.pop("TRITON_INTERPRET", None)
 
     def call(self, *command: str, **variables: str) -> str:
-        result = subprocess.run(command, cwd=ROOT, env={**self.environment, **variables}, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**self.environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
     def submit(self, script: str, runs: Path, *words: str) -> str:
         """The job's number. Logs go beside the runs."""
-        output = self.call("sbatch", "--parsable", "--nodes=2", f"--output={runs.parent}/%x-%j.log", f"slurm/{script}.sh", *words,
-                           RUNS=str(runs))
+        output = self.call(
+            "sbatch",
+            "--parsable",
+            "--nodes=2",
+            f"--output={runs.parent}/%x-%j.log",
+            f"slurm/{script}.sh",
+            *words,
+            RUNS=str(runs),
+        )
         return output.strip()
 
     def state(self, job: str) -> str:
@@ -57,11 +89,15 @@ class Lab:
     def wait_until(self, is_so: Callable[[], object], job: str, timeout: float = 180) -> None:
         deadline = time.monotonic() + timeout
         while not is_so():
-            assert time.monotonic() < deadline, f"{self.call('squeue', '-t', 'all')}\n{self.log(job)[-5000:]}"
+            assert time.monotonic() < deadline, (
+                f"{self.call('squeue', '-t', 'all')}\n{self.log(job)[-5000:]}"
+            )
             time.sleep(0.3)
 
     def log(self, job: str) -> str:
-        return "".join(path.read_text(errors="replace") for path in self.home.glob(f"*/*-{job}.log"))
+        return "".join(
+            path.read_text(errors="replace") for path in self.home.glob(f"*/*-{job}.log")
+        )
 
     def restarts(self, job: str) -> int:
         return int(re.search(r"Restarts=(\d+)", self.call("scontrol", "show", "job", job)).group(1))
@@ -69,8 +105,8 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[Lab]:
-    from ilrec.base_model import materialise
-    from ilrec.config import ModelConfig
+    from ilrec.config.sections import ModelConfig
+    from ilrec.model.loading import materialise
 
     if os.geteuid():
         pytest.skip("a SLURM of one's own needs root")
@@ -84,7 +120,9 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
         lab.call("bash", str(HERE / "start.sh"))
         yield lab
     finally:
-        shutil.copytree(lab.lab / "log", lab.home / "slurm", dirs_exist_ok=True)  # pytest keeps it for a while
+        shutil.copytree(
+            lab.lab / "log", lab.home / "slurm", dirs_exist_ok=True
+        )  # pytest keeps it for a while
         subprocess.run(["bash", str(HERE / "stop.sh")], env=lab.environment, check=False)
         place.rmdir()
 
@@ -111,17 +149,29 @@ def test_stages_and_ranking_follow_each_other(lab, runs):
     jobs = dict(re.findall(r"(\w+): job (\d+)", said))
     assert list(jobs) == ["stage1", "stage2", "rank"]
     lab.wait(jobs["rank"], "COMPLETED", "FAILED", "CANCELLED")
-    assert [lab.state(job) for job in jobs.values()] == ["COMPLETED"] * 3, "".join(map(lab.log, jobs.values()))[-5000:]
+    assert [lab.state(job) for job in jobs.values()] == ["COMPLETED"] * 3, "".join(
+        map(lab.log, jobs.values())
+    )[-5000:]
     assert json.loads((runs / "stage1/environment.json").read_text())["world_size"] == 2
     ranking = json.loads((runs / "stage2/final/ranking.json").read_text())
     assert ranking["protocol"]["num_users"] == 30
 
 
 def test_a_stage_that_fails_stops_the_chain(lab, runs):
-    said = lab.call("slurm/submit.sh", "--nodes=2", f"--output={runs.parent}/%x-%j.log", "--", "--learning_rate", "-1", RUNS=str(runs))
+    said = lab.call(
+        "slurm/submit.sh",
+        "--nodes=2",
+        f"--output={runs.parent}/%x-%j.log",
+        "--",
+        "--learning_rate",
+        "-1",
+        RUNS=str(runs),
+    )
     stage1, stage2, rank = re.findall(r"job (\d+)", said)
     lab.wait(rank, "CANCELLED")
-    assert (lab.state(stage1), lab.state(stage2)) == ("FAILED", "CANCELLED") and lab.restarts(stage1) == 0
+    assert (lab.state(stage1), lab.state(stage2)) == ("FAILED", "CANCELLED") and lab.restarts(
+        stage1
+    ) == 0
     assert lab.log(stage1).count("learning_rate: expected a number, above 0, got '-1'") == 1
     assert not runs.exists() or not list(runs.glob("*/final"))
 
@@ -130,12 +180,23 @@ def test_preempted_it_goes_on_where_it_was(lab, runs):
     """A job of a higher partition wants the nodes: USR1, a checkpoint, back into the queue, and on to the end."""
     job = lab.submit("stage1", runs, *FIELDS, "--max_steps", "60", "--save_steps", "1000")
     lab.wait_until(lambda: len(steps(runs / "stage1")) >= 3, job)
-    words = ("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    words = (
+        "--partition=urgent",
+        "--nodes=3",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 1",
+    )
     urgent = lab.call("sbatch", "--parsable", *words).strip()
     lab.wait(urgent, "COMPLETED")
     assert "goes back into the queue after start 0" in lab.log(job)
     lab.wait(job, "COMPLETED", "FAILED")
-    stopped = int(re.search(r"stopped after step (\d+) of 60; the same command goes on", lab.log(job)).group(1))
+    stopped = int(
+        re.search(r"stopped after step (\d+) of 60; the same command goes on", lab.log(job)).group(
+            1
+        )
+    )
     assert lab.state(job) == "COMPLETED" and lab.restarts(job) == 1 and 3 <= stopped < 60
     assert steps(runs / "stage1") == list(range(1, 61)), "none lost, none twice"
 
@@ -155,7 +216,9 @@ def test_a_node_that_dies_does_not_end_the_run(lab, runs):
 
 def kill_node(number: int) -> None:
     """Every process in the node's network namespace."""
-    listed = subprocess.run(["ip", "netns", "pids", f"slab-node{number}"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ip", "netns", "pids", f"slab-node{number}"], capture_output=True, text=True, check=True
+    ).stdout
     for pid in map(int, listed.split()):
         try:
             psutil.Process(pid).send_signal(signal.SIGKILL)

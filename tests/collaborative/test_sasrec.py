@@ -10,14 +10,34 @@ import numpy as np
 import pytest
 import torch
 
-from ilrec.collaborative.sasrec import SASRec, _batches, _loss, _ndcg, _seen_before, _windows, popularity_scores, train_sasrec
-from ilrec.config import SASRecConfig
+from ilrec.collaborative.sasrec import (
+    SASRec,
+    _batches,
+    _loss,
+    _ndcg,
+    _seen_before,
+    _windows,
+    popularity_scores,
+    train_sasrec,
+)
+from ilrec.config.sections import SASRecConfig
 from ilrec.errors import InputError
 
 NUM_ITEMS = 12
 ITEM_IDS = [f"item {number}" for number in range(NUM_ITEMS)]
-CONFIG = SASRecConfig(hidden_size=16, num_layers=2, num_heads=2, dropout=0.1, max_history_items=5, learning_rate=1e-2,
-                      weight_decay=0.0, batch_size=16, num_epochs=8, patience=8, seed=3)
+CONFIG = SASRecConfig(
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    dropout=0.1,
+    max_history_items=5,
+    learning_rate=1e-2,
+    weight_decay=0.0,
+    batch_size=16,
+    num_epochs=8,
+    patience=8,
+    seed=3,
+)
 
 
 @pytest.fixture
@@ -25,7 +45,9 @@ def model() -> SASRec:
     torch.manual_seed(0)
     model = SASRec(NUM_ITEMS, CONFIG)
     for parameter in (model.items.weight, model.positions.weight):
-        torch.nn.init.normal_(parameter, std=0.5)  # apart enough for a change of item or position to show
+        torch.nn.init.normal_(
+            parameter, std=0.5
+        )  # apart enough for a change of item or position to show
     return model.eval()
 
 
@@ -73,7 +95,9 @@ def test_windows_by_hand():
 
 def test_batches_hold_each_window_once_and_like_lengths():
     """Lengths 2 and 6 in turn, eight of each, in batches of four: two batches of short windows, two of long ones."""
-    windows = _windows([np.arange(2 if number % 2 else 6) for number in range(16)], max_history_items=5)
+    windows = _windows(
+        [np.arange(2 if number % 2 else 6) for number in range(16)], max_history_items=5
+    )
     torch.manual_seed(0)
     batches = _batches(windows, batch_size=4)
     assert torch.cat(batches).sort().values.tolist() == list(range(16))
@@ -99,7 +123,9 @@ def test_learns_a_certain_next_item():
     assert (model.item_probabilities(histories).argmax(dim=1).numpy() == targets).mean() > 0.9
     assert not model.training
     assert lines[0] == "candidates: unseen" and model.config.candidates == "unseen"
-    assert len(lines) == 1 + CONFIG.num_epochs and "epoch 1/8: loss" in lines[1] and "left" in lines[1]
+    assert (
+        len(lines) == 1 + CONFIG.num_epochs and "epoch 1/8: loss" in lines[1] and "left" in lines[1]
+    )
 
 
 def test_seen_items_are_candidates_where_users_repeat_them():
@@ -109,7 +135,13 @@ def test_seen_items_are_candidates_where_users_repeat_them():
     probabilities = model.item_probabilities([[0, 1]])[0]
     assert model.config.candidates == "all" and probabilities[0] > probabilities[2:].max()
     with pytest.raises(InputError, match=r"training sequence 0 \(from 0\) has an item twice"):
-        train_sasrec(repeating, NUM_ITEMS, dataclasses.replace(CONFIG, candidates="unseen"), ([[0]], [1]), lambda line: None)
+        train_sasrec(
+            repeating,
+            NUM_ITEMS,
+            dataclasses.replace(CONFIG, candidates="unseen"),
+            ([[0]], [1]),
+            lambda line: None,
+        )
 
 
 def test_unseen_items_share_the_probability(model: SASRec):
@@ -137,7 +169,11 @@ def test_loss_against_torch_over_the_candidates_alone(unseen: bool, label_smooth
     for row, (history, target) in enumerate(zip(histories, targets.tolist(), strict=True)):
         kept = [item for item in range(NUM_ITEMS) if item not in history]
         kept_target = torch.tensor(kept.index(target))
-        losses.append(torch.nn.functional.cross_entropy(logits[row, kept], kept_target, label_smoothing=label_smoothing))
+        losses.append(
+            torch.nn.functional.cross_entropy(
+                logits[row, kept], kept_target, label_smoothing=label_smoothing
+            )
+        )
     expected = torch.stack(losses).mean()
     loss = _loss(logits * 1, targets, _seen_before(inputs) if unseen else None, label_smoothing)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -149,10 +185,14 @@ def test_seed_decides_and_the_callers_randomness_is_left_alone():
     valid = ([np.array([0, 1])], np.array([2]))
     config = dataclasses.replace(CONFIG, num_epochs=2)
     state = torch.get_rng_state()
-    one, two = (train_sasrec(cycles(20), NUM_ITEMS, config, valid, lambda line: None) for _ in range(2))
+    one, two = (
+        train_sasrec(cycles(20), NUM_ITEMS, config, valid, lambda line: None) for _ in range(2)
+    )
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
-    other = train_sasrec(cycles(20), NUM_ITEMS, dataclasses.replace(config, seed=4), valid, lambda line: None)
+    other = train_sasrec(
+        cycles(20), NUM_ITEMS, dataclasses.replace(config, seed=4), valid, lambda line: None
+    )
     assert not torch.equal(other.items.weight, one.items.weight)
 
 
@@ -182,7 +222,10 @@ def test_save_and_load(model: SASRec, tmp_path: Path):
     assert (loaded.num_items, loaded.config, loaded.training) == (NUM_ITEMS, CONFIG, False)
     histories = [[1, 2, 3], [7]]
     assert torch.equal(loaded.item_probabilities(histories), model.item_probabilities(histories))
-    assert sorted(path.name for path in (tmp_path / "sasrec").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "sasrec").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -197,7 +240,7 @@ def test_damaged_is_refused(model: SASRec, tmp_path: Path):
     """Half a weights file; then the configuration of another catalogue."""
     model.save(tmp_path, ITEM_IDS)
     weights = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(weights[:len(weights) // 2])
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(InputError, match="do not fit together"):
         SASRec.load(tmp_path, ITEM_IDS)
     (tmp_path / "model.safetensors").write_bytes(weights)
@@ -207,14 +250,27 @@ def test_damaged_is_refused(model: SASRec, tmp_path: Path):
         SASRec.load(tmp_path, ITEM_IDS)
 
 
-@pytest.mark.parametrize(("item_ids", "message"), [
-    (ITEM_IDS[::-1], "was trained on 12 items, as many as the data has, but not the same in the same order"),
-    ([*ITEM_IDS[:-1], "another"], "as many as the data has, but not the same in the same order"),
-    (ITEM_IDS[1:], "was trained on 12 items, the data has 11"),
-])
-def test_another_numbering_is_refused(model: SASRec, tmp_path: Path, item_ids: list[str], message: str):
+@pytest.mark.parametrize(
+    ("item_ids", "message"),
+    [
+        (
+            ITEM_IDS[::-1],
+            "was trained on 12 items, as many as the data has, but not the same in the same order",
+        ),
+        (
+            [*ITEM_IDS[:-1], "another"],
+            "as many as the data has, but not the same in the same order",
+        ),
+        (ITEM_IDS[1:], "was trained on 12 items, the data has 11"),
+    ],
+)
+def test_another_numbering_is_refused(
+    model: SASRec, tmp_path: Path, item_ids: list[str], message: str
+):
     model.save(tmp_path, ITEM_IDS)
-    with pytest.raises(InputError, match=f"{message}; train it on this data with tools/train_sasrec.py"):
+    with pytest.raises(
+        InputError, match=f"{message}; train it on this data with tools/train_sasrec.py"
+    ):
         SASRec.load(tmp_path, item_ids)
 
 
@@ -223,11 +279,15 @@ def test_a_filter_of_an_older_version_is_refused(model: SASRec, tmp_path: Path):
     settings = json.loads((tmp_path / "config.json").read_text())
     del settings["items_sha256"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="does not say which items its numbers mean .*; train it on this data"):
+    with pytest.raises(
+        InputError, match="does not say which items its numbers mean .*; train it on this data"
+    ):
         SASRec.load(tmp_path, ITEM_IDS)
 
 
-def test_new_weights_never_lie_beside_old_settings(model: SASRec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_new_weights_never_lie_beside_old_settings(
+    model: SASRec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Interrupted between the two, the second save leaves an incomplete directory, not the first one's items."""
     model.save(tmp_path, ITEM_IDS)
     monkeypatch.setattr("ilrec.collaborative.sasrec.write_text", interrupt)
@@ -242,4 +302,9 @@ def interrupt(*_) -> None:
 
 
 def test_popularity_by_hand():
-    assert popularity_scores([np.array([0, 2, 2]), np.array([2])], num_items=4).tolist() == [1, 0, 3, 0]
+    assert popularity_scores([np.array([0, 2, 2]), np.array([2])], num_items=4).tolist() == [
+        1,
+        0,
+        3,
+        0,
+    ]

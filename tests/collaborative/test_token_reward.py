@@ -14,10 +14,14 @@ EOS = 9
 SEQUENCES = [[1, 5, EOS], [1, 6, EOS], [2, EOS], [1, 7, EOS], [1, 7, EOS]]
 
 
-def rows(offsets: torch.Tensor, token_ids: torch.Tensor, values: torch.Tensor) -> list[dict[int, float]]:
+def rows(
+    offsets: torch.Tensor, token_ids: torch.Tensor, values: torch.Tensor
+) -> list[dict[int, float]]:
     bounds = offsets.tolist()
-    return [dict(zip(token_ids[b:e].tolist(), values[b:e].tolist(), strict=True))
-            for b, e in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [
+        dict(zip(token_ids[b:e].tolist(), values[b:e].tolist(), strict=True))
+        for b, e in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
 
 
 def test_rewards_by_hand():
@@ -38,7 +42,9 @@ def test_rewards_by_hand():
 def test_each_target_reads_its_own_user():
     """User 0 believes in item 2 alone, user 1 in item 0 alone; both targets are item 2: rows 0 and 2 are the root."""
     probabilities = torch.tensor([[0.0, 0, 1, 0, 0], [1.0, 0, 0, 0, 0]])
-    got = rows(*token_rewards(probabilities, torch.tensor([2, 2]), ItemTrie.from_sequences(SEQUENCES)))
+    got = rows(
+        *token_rewards(probabilities, torch.tensor([2, 2]), ItemTrie.from_sequences(SEQUENCES))
+    )
     assert (got[0], got[2]) == ({1: 0.0, 2: 1.0}, {1: 1.0, 2: 0.0})
 
 
@@ -63,20 +69,30 @@ def test_equals_the_definition(seed: int):
     sequences = [[*rng.integers(0, 4, size=rng.integers(1, 5)).tolist(), EOS] for _ in range(60)]
     probabilities = rng.dirichlet(np.full(60, 0.3), size=5)
     targets = rng.integers(0, 60, size=5)
-    got = rows(*token_rewards(torch.from_numpy(probabilities), targets, ItemTrie.from_sequences(sequences)))
-    prefixes = [(user, sequences[item][:t]) for user, item in enumerate(targets) for t in range(len(sequences[item]))]
+    got = rows(
+        *token_rewards(torch.from_numpy(probabilities), targets, ItemTrie.from_sequences(sequences))
+    )
+    prefixes = [
+        (user, sequences[item][:t])
+        for user, item in enumerate(targets)
+        for t in range(len(sequences[item]))
+    ]
     for row, (user, prefix) in zip(got, prefixes, strict=True):
         below: dict[int, float] = {}
         for item, sequence in enumerate(sequences):
-            if sequence[:len(prefix)] == prefix:
+            if sequence[: len(prefix)] == prefix:
                 token = sequence[len(prefix)]
                 below[token] = below.get(token, 0.0) + probabilities[user, item]
         total = sum(below.values())
-        assert row == pytest.approx({token: mass / total for token, mass in below.items()}, rel=1e-5, abs=1e-7)
+        assert row == pytest.approx(
+            {token: mass / total for token, mass in below.items()}, rel=1e-5, abs=1e-7
+        )
         assert sum(row.values()) == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("probabilities", [np.ones((1, 4)), np.array([[1.0, -1, 0, 0, 0]]), np.full((1, 5), np.nan)])
+@pytest.mark.parametrize(
+    "probabilities", [np.ones((1, 4)), np.array([[1.0, -1, 0, 0, 0]]), np.full((1, 5), np.nan)]
+)
 def test_wrong_probabilities_are_refused(probabilities: np.ndarray):
     with pytest.raises(ValueError, match="item_probabilities_BI"):
         token_rewards(probabilities, [0], ItemTrie.from_sequences(SEQUENCES))

@@ -11,12 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from ilrec.config import ModelConfig, ObjectiveConfig
-from ilrec.entry import leave_process_group
-from ilrec.model import add_adapter, attach_objective
+from ilrec.config.sections import ModelConfig, ObjectiveConfig
+from ilrec.model.adapters import add_adapter
+from ilrec.model.head import effective_head
+from ilrec.model.objective import attach_objective
+from ilrec.processes import leave_process_group
 from ilrec.training import zero3
 from ilrec.training.trainer import ILRecTrainer
-from ilrec.vocabulary_head import effective_head
 
 OBJECTIVE = ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2)
 
@@ -30,8 +31,15 @@ class CountingTrainer(ILRecTrainer):
         if self.head is None:
             self.watch(model)
         num_tokens = int((args[0]["labels"] != -100).sum())
-        self.micro_steps.append({"training": model.training, "num_tokens": num_tokens, "held": len(self.head) > 0,
-                                 "forward": 0, "backward": 0})
+        self.micro_steps.append(
+            {
+                "training": model.training,
+                "num_tokens": num_tokens,
+                "held": len(self.head) > 0,
+                "forward": 0,
+                "backward": 0,
+            }
+        )
         self.phase = "forward"
         loss = super().compute_loss(model, *args, **kwargs)
         self.phase = "backward"
@@ -59,8 +67,16 @@ class CountingTrainer(ILRecTrainer):
 def make_model(trained: str) -> torch.nn.Module:
     """trained: `all` parameters, `lora` beside a frozen head, or `rows` of new tokens in that head as well."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-                                         vocab_size=64, initializer_range=0.1))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=64,
+            initializer_range=0.1,
+        )
+    )
     if trained != "all":
         model = add_adapter(model, ModelConfig(lora_rank=4), [60, 61] if trained == "rows" else [])
     attach_objective(model, OBJECTIVE, [])
@@ -81,15 +97,37 @@ def run(trained: str, keep: str, directory: Path) -> list[dict]:
     ds_config = json.loads((Path("ds_configs") / "zero3_cpu.json").read_text())
     ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if keep == "nothing":
-        ds_config["zero_optimization"] |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        ds_config["zero_optimization"] |= {
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": 0,
+        }
     arguments = TrainingArguments(
-        output_dir=str(directory), deepspeed=ds_config, use_cpu=True, max_steps=2, gradient_accumulation_steps=2, logging_steps=1,
-        per_device_train_batch_size=1, per_device_eval_batch_size=1, eval_strategy="steps", eval_steps=1, report_to=[],
-        save_strategy="no", remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"], learning_rate=1e-3)
+        output_dir=str(directory),
+        deepspeed=ds_config,
+        use_cpu=True,
+        max_steps=2,
+        gradient_accumulation_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        report_to=[],
+        save_strategy="no",
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        label_names=["labels"],
+        learning_rate=1e-3,
+    )
     zero3.prepare_sharded_loading()
     samples = [{"number": i} for i in range(8)]
-    trainer = CountingTrainer(model=make_model(trained), args=arguments, train_dataset=samples, eval_dataset=samples[:4],
-                              data_collator=collate)
+    trainer = CountingTrainer(
+        model=make_model(trained),
+        args=arguments,
+        train_dataset=samples,
+        eval_dataset=samples[:4],
+        data_collator=collate,
+    )
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(samples)
     trainer.train()
     return trainer.micro_steps
@@ -98,7 +136,10 @@ def run(trained: str, keep: str, directory: Path) -> list[dict]:
 parser = argparse.ArgumentParser()
 parser.add_argument("--output", type=Path, required=True)
 parsed = parser.parse_args()
-counts = [{"trained": trained, "keep": keep, "micro_steps": run(trained, keep, parsed.output / "run")}
-          for trained in ("all", "lora", "rows") for keep in ("default", "nothing")]
+counts = [
+    {"trained": trained, "keep": keep, "micro_steps": run(trained, keep, parsed.output / "run")}
+    for trained in ("all", "lora", "rows")
+    for keep in ("default", "nothing")
+]
 (parsed.output / f"rank{os.environ['RANK']}.json").write_text(json.dumps(counts))
 leave_process_group()

@@ -23,7 +23,14 @@ def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess
     """As conftest.launch, in the background; output in `log`. Nothing of it outlives the block."""
     words, variables = as_user(command, environment)
     with open(log, "wb") as output:
-        process = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         yield process
     finally:
@@ -34,12 +41,43 @@ def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess
         process.wait()
 
 
-def command(stage: str, zero: str, data: Path, base: Path, output_dir: Path, *words: str) -> list[str]:
+def command(
+    stage: str, zero: str, data: Path, base: Path, output_dir: Path, *words: str
+) -> list[str]:
     """Three epochs of four steps with dropout, a checkpoint after every fifth step: most lie within an epoch."""
-    return ["deepspeed", "ilrec/train.py", "--ds_config", f"ds_configs/{zero}.json", "--config", f"ilrec/recipes/{stage}.yaml",
-            "--data", str(data), "--model", str(base), "--output_dir", str(output_dir), "--num_readout_layers", "2", "--lora_rank", "4",
-            "--lora_dropout", "0.1", "--max_tokens_per_batch", "700", "--max_steps", "12", "--learning_rate", "2e-3",
-            "--gradient_accumulation_steps", "2", "--save_steps", "5", "--logging_steps", "1", *words]
+    return [
+        "deepspeed",
+        "ilrec/train.py",
+        "--ds_config",
+        f"ds_configs/{zero}.json",
+        "--config",
+        f"ilrec/recipes/{stage}.yaml",
+        "--data",
+        str(data),
+        "--model",
+        str(base),
+        "--output_dir",
+        str(output_dir),
+        "--num_readout_layers",
+        "2",
+        "--lora_rank",
+        "4",
+        "--lora_dropout",
+        "0.1",
+        "--max_tokens_per_batch",
+        "700",
+        "--max_steps",
+        "12",
+        "--learning_rate",
+        "2e-3",
+        "--gradient_accumulation_steps",
+        "2",
+        "--save_steps",
+        "5",
+        "--logging_steps",
+        "1",
+        *words,
+    ]
 
 
 def finish(words: list[str]) -> str:
@@ -61,12 +99,16 @@ def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     found = []
     for child in descendants(process):
         with contextlib.suppress(psutil.Error):
-            if "RANK" in child.environ() and any(word.endswith(".py") and "launch" not in word for word in child.cmdline()[:4]):
+            if "RANK" in child.environ() and any(
+                word.endswith(".py") and "launch" not in word for word in child.cmdline()[:4]
+            ):
                 found.append((int(child.environ()["RANK"]), child))
     return [child for _, child in sorted(found, key=lambda pair: pair[0])]
 
 
-def wait_for(is_so: Callable[[], object], process: subprocess.Popen, log: Path, timeout: float = 180) -> None:
+def wait_for(
+    is_so: Callable[[], object], process: subprocess.Popen, log: Path, timeout: float = 180
+) -> None:
     deadline = time.monotonic() + timeout
     while not is_so():
         assert process.poll() is None, f"ended early:\n{log.read_text()[-6000:]}"

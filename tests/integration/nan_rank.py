@@ -11,9 +11,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from ilrec import train as entry
-from ilrec.entry import run_entry
 from ilrec.errors import InputError
-from ilrec.model import attach_objective
+from ilrec.model.objective import attach_objective
+from ilrec.processes import run_entry
 
 RANK = int(os.environ["RANK"])
 parser = argparse.ArgumentParser(allow_abbrev=False)

@@ -36,7 +36,9 @@ class Report:
     kills: int = 0
 
 
-def start_and_kill(words: list[str], run: Path, log: Path, num_steps: int, delay: float, report: Report) -> None:
+def start_and_kill(
+    words: list[str], run: Path, log: Path, num_steps: int, delay: float, report: Report
+) -> None:
     """SIGKILL to launcher and ranks, `delay` seconds after the `num_steps`-th step of this start (at most the last but one)."""
     complete = [int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")]
     begin = max(complete, default=0)
@@ -52,7 +54,17 @@ def start_and_kill(words: list[str], run: Path, log: Path, num_steps: int, delay
         kill_all(process)
     report.kills += 1
     saving = [path.name for path in (run / ".saving").glob("*")]
-    print(json.dumps({"run": run.name, "went on from": begin, "killed after step": newest_step(run), "saving": saving}), flush=True)
+    print(
+        json.dumps(
+            {
+                "run": run.name,
+                "went on from": begin,
+                "killed after step": newest_step(run),
+                "saving": saving,
+            }
+        ),
+        flush=True,
+    )
 
 
 def has_trained(run: Path, before: int, begin: int) -> bool:
@@ -61,7 +73,9 @@ def has_trained(run: Path, before: int, begin: int) -> bool:
     return path.exists() and path.stat().st_mtime_ns > before and newest_step(run) > begin
 
 
-def stress(cases: list[tuple[str, str]], kills: int, seed: int, data: Path, base: Path, place: Path) -> Report:
+def stress(
+    cases: list[tuple[str, str]], kills: int, seed: int, data: Path, base: Path, place: Path
+) -> Report:
     """`kills` in all, in turns over the cases. Raises AssertionError where a step was lost, repeated or differs."""
     draw, report = random.Random(seed), Report()
     for number, (stage, zero) in enumerate(cases):
@@ -71,30 +85,48 @@ def stress(cases: list[tuple[str, str]], kills: int, seed: int, data: Path, base
         words = command(stage, zero, data, base, run, "--max_steps", str(STEPS))
         for _ in range(mine):
             # Steps take some tenths of a second here, saves too: anywhere within one.
-            start_and_kill(words, run, place / "log", draw.randint(1, SAVE_STEPS + 2), draw.random() * 0.4, report)
+            start_and_kill(
+                words,
+                run,
+                place / "log",
+                draw.randint(1, SAVE_STEPS + 2),
+                draw.random() * 0.4,
+                report,
+            )
         finish(words)
         assert_same_run(run, whole)
-        print(f"{run.name}: {mine} kills, {STEPS} steps, each once, and the weights: equal to the bit", flush=True)
+        print(
+            f"{run.name}: {mine} kills, {STEPS} steps, each once, and the weights: equal to the bit",
+            flush=True,
+        )
     return report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="how many, over the four cases (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kills", type=int, default=20, help="how many, over the four cases (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides when (default %(default)s)")
     arguments = parser.parse_args()
-    from ilrec.base_model import materialise
-    from ilrec.config import ModelConfig
+    from ilrec.config.sections import ModelConfig
+    from ilrec.model.loading import materialise
 
     print(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         data, base = write_data(place / "data"), place / "base"
-        materialise(ModelConfig(init=INIT), base, ["red blue guitar string amp pedal stand"], seed=0)
+        materialise(
+            ModelConfig(init=INIT), base, ["red blue guitar string amp pedal stand"], seed=0
+        )
         report = stress(CASES, arguments.kills, arguments.seed, data, base, place)
     print(f"{report.kills} kills, no step lost or repeated")
-    print(f"seconds to the first step, median: fresh {statistics.median(report.fresh):.2f}, "
-          f"resumed {statistics.median(report.resumed):.2f}")
+    print(
+        f"seconds to the first step, median: fresh {statistics.median(report.fresh):.2f}, "
+        f"resumed {statistics.median(report.resumed):.2f}"
+    )
 
 
 if __name__ == "__main__":

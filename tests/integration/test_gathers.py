@@ -13,7 +13,9 @@ pytestmark = pytest.mark.launch
 def runs(tmp_path_factory) -> list[tuple[dict, dict]]:
     """Per run: rank 0's counts and rank 1's, whose micro-batches have no supervised token."""
     directory = tmp_path_factory.mktemp("gathers")
-    result = launch("torchrun", str(Path(__file__).with_name("gather_count.py")), "--output", str(directory))
+    result = launch(
+        "torchrun", str(Path(__file__).with_name("gather_count.py")), "--output", str(directory)
+    )
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     ranks = [json.loads((directory / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return list(zip(*ranks, strict=True))
@@ -35,7 +37,9 @@ def test_one_gather_for_the_loss(runs, trained):
     Its hooks gather it once more in backward. A trained head needs that (autograd adds into a whole weight); a frozen one does not,
     but ZeRO-3 has no way to say so.
     """
-    steps = next(zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "nothing")["micro_steps"]
+    steps = next(
+        zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "nothing"
+    )["micro_steps"]
     assert not any(step["held"] for step in steps)
     assert [step["forward"] for step in steps] == [1] * 8
     assert [step["backward"] for step in steps] == [int(step["training"]) for step in steps]
@@ -47,7 +51,9 @@ def test_one_gather_in_all_by_default(runs, trained):
 
     After an evaluation's micro-step it waits for a backward that does not come: the next one finds the weight whole, and gathers none.
     """
-    steps = next(zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "default")["micro_steps"]
+    steps = next(
+        zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "default"
+    )["micro_steps"]
     assert [step["held"] for step in steps] == [False, False, False, True, True, False, False, True]
     assert [step["forward"] for step in steps] == [int(not step["held"]) for step in steps]
     assert [step["backward"] for step in steps] == [1] + [0] * 7

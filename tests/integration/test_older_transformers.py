@@ -14,7 +14,7 @@ from conftest import launch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from ilrec.portable import TRIED_MODELS, make_portable
+from ilrec.model.portable import TRIED_MODELS, make_portable
 
 pytestmark = pytest.mark.slow
 READER = Path(__file__).parent / "read_models.py"

@@ -13,12 +13,12 @@ from peft import PeftModel
 from tiny_tokenizers import FAMILIES, llama3, mistral
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
 
-from ilrec.data.task import load_task
 from ilrec.errors import InputError
 from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
 from ilrec.rank import data_config
 from ilrec.rank import main as rank_main
+from ilrec.samples.task import load_task
 from ilrec.train import train
 
 # Rows of the model beyond its tokens' numbers. Qwen's models have some, as padding.
@@ -30,23 +30,48 @@ def num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def write_base(directory: Path, tokenizer: PreTrainedTokenizerBase, more_rows: int = 0,
-               eos: int | list[int] | None = None) -> Path:
+def write_base(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    more_rows: int = 0,
+    eos: int | list[int] | None = None,
+) -> Path:
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=num_rows(tokenizer) + more_rows, hidden_size=32, intermediate_size=64,
-        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
-        max_position_embeddings=256, sliding_window=None, bos_token_id=None, eos_token_id=eos)
+        vocab_size=num_rows(tokenizer) + more_rows,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        max_position_embeddings=256,
+        sliding_window=None,
+        bos_token_id=None,
+        eos_token_id=eos,
+    )
     MistralForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
 
 def train_a_little(data: Path, base: Path, output: Path, **fields) -> Path:
-    words = {"data": data, "model": base, "output_dir": output, "max_steps": 2,
-             "learning_rate": 0.05, "num_readout_layers": 1, **fields}
-    train(["--config", str(ROOT / "ilrec/recipes/stage1.yaml"),
-           *(word for name, value in words.items() for word in (f"--{name}", str(value)))])
+    words = {
+        "data": data,
+        "model": base,
+        "output_dir": output,
+        "max_steps": 2,
+        "learning_rate": 0.05,
+        "num_readout_layers": 1,
+        **fields,
+    }
+    train(
+        [
+            "--config",
+            str(ROOT / "ilrec/recipes/stage1.yaml"),
+            *(word for name, value in words.items() for word in (f"--{name}", str(value))),
+        ]
+    )
     return output / "final"
 
 
@@ -58,8 +83,18 @@ def merged(final: Path) -> Path:
 
 
 def ranked(model: Path) -> list[int]:
-    rank_main(["--model", str(model), "--num_beams", str(NUM_ITEMS), "--batch_size", "7",
-               "--num_users", str(NUM_RANKED)])
+    rank_main(
+        [
+            "--model",
+            str(model),
+            "--num_beams",
+            str(NUM_ITEMS),
+            "--batch_size",
+            "7",
+            "--num_users",
+            str(NUM_RANKED),
+        ]
+    )
     return np.load(model / "ranking.npy").tolist()
 
 
@@ -74,14 +109,15 @@ def exhaustive_ranks(final: Path, base: Path) -> list[int]:
     task = load_task(data_config(str(final), None))
     builder = task.sample_builder(tokenizer)
     end = tokenizer.eos_token_id
-    responses = torch.tensor([[*tokenizer.convert_tokens_to_ids(list(codes)), end]
-                              for codes in task.semantic_ids])
+    responses = torch.tensor(
+        [[*tokenizer.convert_tokens_to_ids(list(codes)), end] for codes in task.semantic_ids]
+    )
     ranks = []
-    for sequence in task.dataset.sequences[:NUM_USERS:NUM_USERS // NUM_RANKED]:
+    for sequence in task.dataset.sequences[: NUM_USERS : NUM_USERS // NUM_RANKED]:
         *history, target = sequence.tolist()
         prompt = torch.tensor(builder.prompt_ids(history)).expand(NUM_ITEMS, -1)
         logits = model(input_ids=torch.cat([prompt, responses], 1)).logits
-        logps = logits[:, prompt.shape[1] - 1:-1].log_softmax(-1)
+        logps = logits[:, prompt.shape[1] - 1 : -1].log_softmax(-1)
         scores = logps.gather(2, responses[..., None]).sum((1, 2))
         better = (scores >= scores[target]).nonzero().flatten().tolist()
         ranks.append(len(set(better) - set(history)))
@@ -115,8 +151,9 @@ def test_tokens_beyond_the_models_rows_are_trained_and_saved_too(data, tmp_path)
     base = write_base(tmp_path / "base", tokenizer)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(base)
-    final = train_a_little(data, base, tmp_path / "run", item_format="title",
-                           train_item_tokens="false")
+    final = train_a_little(
+        data, base, tmp_path / "run", item_format="title", train_item_tokens="false"
+    )
     trained = json.loads((final / "adapter_config.json").read_text())["trainable_token_indices"]
     assert trained == dict.fromkeys(("embed_tokens", "lm_head"), [len(tokenizer) - 1])
     assert MistralForCausalLM.from_pretrained(merged(final)).config.vocab_size == len(tokenizer)

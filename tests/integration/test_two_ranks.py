@@ -16,7 +16,16 @@ from ilrec.rank import main as rank_main
 from ilrec.train import train
 
 pytestmark = pytest.mark.launch
-COMMON = ["--num_readout_layers", "2", "--logging_steps", "1", "--lora_dropout", "0", "--lora_rank", "4"]
+COMMON = [
+    "--num_readout_layers",
+    "2",
+    "--logging_steps",
+    "1",
+    "--lora_dropout",
+    "0",
+    "--lora_rank",
+    "4",
+]
 # Within one epoch: at its end accelerate repeats samples so that all ranks have as many.
 STEPS = ["--max_steps", "5", "--save_steps", "3", "--learning_rate", "2e-3"]
 ZERO3 = ["--ds_config", "ds_configs/zero3_cpu.json"]
@@ -36,13 +45,45 @@ def test_zero3_on_two_ranks_equals_one_process(data, base, tmp_path):
 
     Titles as items, so that the response lengths differ. Adam's first steps are nearly sign steps, hence the bounds.
     """
-    words = ["--config", "ilrec/recipes/joint.yaml", "--data", str(data), "--model", str(base), "--adapter", "none", *COMMON,
-             "--item_format", "title", "--max_steps", "10", "--beta", "0.3", "--learning_rate", "1e-3"]
+    words = [
+        "--config",
+        "ilrec/recipes/joint.yaml",
+        "--data",
+        str(data),
+        "--model",
+        str(base),
+        "--adapter",
+        "none",
+        *COMMON,
+        "--item_format",
+        "title",
+        "--max_steps",
+        "10",
+        "--beta",
+        "0.3",
+        "--learning_rate",
+        "1e-3",
+    ]
 
     def cut(size: int, accumulation: int) -> list[str]:
-        return ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(accumulation)]
+        return [
+            "--per_device_train_batch_size",
+            str(size),
+            "--gradient_accumulation_steps",
+            str(accumulation),
+        ]
 
-    succeeded(launch("torchrun", "ilrec/train.py", *ZERO3, *words, *cut(2, 2), "--output_dir", str(tmp_path / "ranks")))
+    succeeded(
+        launch(
+            "torchrun",
+            "ilrec/train.py",
+            *ZERO3,
+            *words,
+            *cut(2, 2),
+            "--output_dir",
+            str(tmp_path / "ranks"),
+        )
+    )
     train([*words, *cut(2, 4), "--output_dir", str(tmp_path / "accumulated")])
     train([*words, *cut(8, 1), "--output_dir", str(tmp_path / "whole")])
     expected = logged(tmp_path / "whole")
@@ -51,18 +92,43 @@ def test_zero3_on_two_ranks_equals_one_process(data, base, tmp_path):
     for other in ("ranks", "accumulated"):
         for line, want in zip(logged(tmp_path / other), expected, strict=True):
             for name in ("loss", "loss/preference", "loss/distillation", "grad_norm"):
-                assert line[name] == pytest.approx(want[name], rel=2e-4, abs=1e-5), (other, line["step"], name)
+                assert line[name] == pytest.approx(want[name], rel=2e-4, abs=1e-5), (
+                    other,
+                    line["step"],
+                    name,
+                )
         for name, tensor in load_file(tmp_path / other / "final" / "model.safetensors").items():
-            torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-4, msg=f"{other} {name}")
-    assert max((weights[n] - t).abs().max().item() for n, t in start.items()) > 5e-3  # the runs went somewhere
+            torch.testing.assert_close(
+                tensor, weights[name], rtol=0, atol=1e-4, msg=f"{other} {name}"
+            )
+    assert (
+        max((weights[n] - t).abs().max().item() for n, t in start.items()) > 5e-3
+    )  # the runs went somewhere
 
 
 @pytest.fixture(scope="module")
 def adapter(data, base, tmp_path_factory) -> Path:
     """A LoRA stage1 with new semantic-ID tokens by two ZeRO-3 ranks, under torchrun: its final/."""
     directory = tmp_path_factory.mktemp("lora") / "stage1"
-    succeeded(launch("torchrun", "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage1.yaml", "--data", str(data),
-                     "--model", str(base), "--output_dir", str(directory), *COMMON, *STEPS, "--per_device_train_batch_size", "4"))
+    succeeded(
+        launch(
+            "torchrun",
+            "ilrec/train.py",
+            *ZERO3,
+            "--config",
+            "ilrec/recipes/stage1.yaml",
+            "--data",
+            str(data),
+            "--model",
+            str(base),
+            "--output_dir",
+            str(directory),
+            *COMMON,
+            *STEPS,
+            "--per_device_train_batch_size",
+            "4",
+        )
+    )
     return directory / "final"
 
 
@@ -71,15 +137,31 @@ def test_nothing_is_saved_empty_and_new_tokens_are_trained(adapter):
         shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
         rows = [name for name in shapes if "trainable_tokens_delta" in name]
         assert shapes and all(0 not in shape for shape in shapes.values())
-        assert len(rows) == 2 and all(shapes[name] == [9, 32] for name in rows)  # 3 + 4 + 2 codes, input and head
+        assert len(rows) == 2 and all(
+            shapes[name] == [9, 32] for name in rows
+        )  # 3 + 4 + 2 codes, input and head
         moved = [tensors.get_tensor(name).abs().max().item() for name in shapes if "lora_B" in name]
     assert len(moved) == 28 and min(moved) > 0  # 7 projections x 4 layers; lora_B starts at 0
 
 
 def test_sharded_adapter_equals_one_process(adapter, data, base, tmp_path):
     """The same run without DeepSpeed: same losses."""
-    train(["--config", "ilrec/recipes/stage1.yaml", "--data", str(data), "--model", str(base), "--output_dir",
-           str(tmp_path / "one"), *COMMON, *STEPS, "--per_device_train_batch_size", "8"])
+    train(
+        [
+            "--config",
+            "ilrec/recipes/stage1.yaml",
+            "--data",
+            str(data),
+            "--model",
+            str(base),
+            "--output_dir",
+            str(tmp_path / "one"),
+            *COMMON,
+            *STEPS,
+            "--per_device_train_batch_size",
+            "8",
+        ]
+    )
     expected = [line["loss"] for line in logged(tmp_path / "one")]
     assert [line["loss"] for line in logged(adapter.parent)] == pytest.approx(expected, rel=2e-4)
 
@@ -87,12 +169,37 @@ def test_sharded_adapter_equals_one_process(adapter, data, base, tmp_path):
 def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
     """Adapter on one process == adapter on two torchrun ranks == merged model, every metric, each user once."""
     rank_main(["--model", str(adapter), "--output", str(tmp_path / "one.json")])
-    result = launch("torchrun", "ilrec/rank.py", "--model", str(adapter), "--batch_size", "4", "--output", str(tmp_path / "two.json"))
+    result = launch(
+        "torchrun",
+        "ilrec/rank.py",
+        "--model",
+        str(adapter),
+        "--batch_size",
+        "4",
+        "--output",
+        str(tmp_path / "two.json"),
+    )
     succeeded(result)
-    succeeded(launch("python", "tools/merge_lora.py", "--adapter", str(adapter), "--output", str(tmp_path / "merged"), "--verify"))
+    succeeded(
+        launch(
+            "python",
+            "tools/merge_lora.py",
+            "--adapter",
+            str(adapter),
+            "--output",
+            str(tmp_path / "merged"),
+            "--verify",
+        )
+    )
     rank_main(["--model", str(tmp_path / "merged")])
-    one, two, merged = (json.loads(p.read_text()) for p in (
-        tmp_path / "one.json", tmp_path / "two.json", tmp_path / "merged" / "ranking.json"))
+    one, two, merged = (
+        json.loads(p.read_text())
+        for p in (
+            tmp_path / "one.json",
+            tmp_path / "two.json",
+            tmp_path / "merged" / "ranking.json",
+        )
+    )
     assert one["metrics"] == two["metrics"] == merged["metrics"]
     assert one["protocol"]["num_users"] == two["protocol"]["num_users"] == 30
     assert one["metrics"]["hit@20"] > 0
@@ -101,9 +208,9 @@ def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
 def test_merged_model_loads_alone_with_the_same_logits(adapter, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ilrec.base_model import load_tokenizer
-    from ilrec.config import ModelConfig
-    from ilrec.model_source import find_model
+    from ilrec.config.sections import ModelConfig
+    from ilrec.model.loading import load_tokenizer
+    from ilrec.model.source import find_model
     from ilrec.rank import load_trained
 
     with open_source(str(adapter)) as opened:
@@ -126,11 +233,16 @@ def test_a_checkpoint_is_merged_from_its_shards(adapter, tmp_path):
     for name in ("adapter_model.safetensors", "manifest.json"):
         (shards / name).unlink()
     weights = []
-    for checkpoint, output in ((adapter.parent / "checkpoint-3", tmp_path / "gathered"), (shards, tmp_path / "consolidated")):
+    for checkpoint, output in (
+        (adapter.parent / "checkpoint-3", tmp_path / "gathered"),
+        (shards, tmp_path / "consolidated"),
+    ):
         with open_source(str(checkpoint)) as source:
             merge(source, output)
         weights.append(load_file(output / "model.safetensors"))
-    assert (tmp_path / "gathered" / "item_index.json").exists() and (tmp_path / "gathered" / "ilrec.yaml").exists()
+    assert (tmp_path / "gathered" / "item_index.json").exists() and (
+        tmp_path / "gathered" / "ilrec.yaml"
+    ).exists()
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
@@ -150,9 +262,27 @@ def test_a_rank_without_supervised_tokens_does_not_hang(tmp_path):
 
 
 def test_bad_input_is_said_once_and_fails_every_rank(data, tmp_path):
-    result = launch("deepspeed", "ilrec/train.py", *ZERO3, "--config", "ilrec/recipes/stage1.yaml", "--data", str(data),
-                    "--model", "m", "--output_dir", str(tmp_path / "x"), "--lerning_rate", "1")
+    result = launch(
+        "deepspeed",
+        "ilrec/train.py",
+        *ZERO3,
+        "--config",
+        "ilrec/recipes/stage1.yaml",
+        "--data",
+        str(data),
+        "--model",
+        "m",
+        "--output_dir",
+        str(tmp_path / "x"),
+        "--lerning_rate",
+        "1",
+    )
     said = result.stdout + result.stderr
     assert result.returncode != 0
-    assert said.count("error: command line: unknown field 'lerning_rate'; did you mean 'learning_rate'?") == 1
+    assert (
+        said.count(
+            "error: command line: unknown field 'lerning_rate'; did you mean 'learning_rate'?"
+        )
+        == 1
+    )
     assert "Traceback" not in said and not (tmp_path / "x").exists()

@@ -25,13 +25,26 @@ def test_rows_are_found_by_item(tmp_path: Path):
     assert read_embeddings(tmp_path / "x.npy", IDS).tolist() == ROWS.tolist()
 
 
-@pytest.mark.parametrize(("ids", "message"), [
-    (["10", "9", "c"], r"x\.ids\.json: 3 items, the data has 3: item 'b' of the data has no row; make the embeddings of this data's"),
-    (["10", "9"], r"x\.ids\.json: expected a JSON list of the 3 rows. item ids, .*, got a list of 2"),
-    (["10", "9", "9"], r"x\.ids\.json: item '9' is there twice"),
-    (["10", "9", 1.5], r"x\.ids\.json: expected a JSON list"), ({"10": 0}, r"expected a JSON list .*, got a dict"),
-    (None, r"x\.ids\.json: no such file, so that nothing says which row is which item; expected a JSON list .* train again"),
-])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (
+            ["10", "9", "c"],
+            r"x\.ids\.json: 3 items, the data has 3: item 'b' of the data has no row; make the embeddings of this data's",
+        ),
+        (
+            ["10", "9"],
+            r"x\.ids\.json: expected a JSON list of the 3 rows. item ids, .*, got a list of 2",
+        ),
+        (["10", "9", "9"], r"x\.ids\.json: item '9' is there twice"),
+        (["10", "9", 1.5], r"x\.ids\.json: expected a JSON list"),
+        ({"10": 0}, r"expected a JSON list .*, got a dict"),
+        (
+            None,
+            r"x\.ids\.json: no such file, so that nothing says which row is which item; expected a JSON list .* train again",
+        ),
+    ],
+)
 def test_ids_that_do_not_fit(tmp_path: Path, ids, message: str):
     write_embeddings(tmp_path / "x.npy", ROWS, IDS)
     ids_path(tmp_path / "x.npy").unlink()
@@ -47,11 +60,17 @@ def test_items_that_the_data_lacks(tmp_path: Path):
         read_embeddings(tmp_path / "x.npy", ["10", "b"])
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    (ROWS[0], r"x\.npy: expected numbers \[items, dims\], got float32 \[2\]"),
-    (np.array([["a"], ["b"], ["c"]]), r"expected numbers \[items, dims\], got <U1 \[3, 1\]"),
-    (np.array([[1.0], [np.nan], [np.inf]]), r"x\.npy: the row of item '9' holds NaN or infinity \(2 such rows\)"),
-])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS[0], r"x\.npy: expected numbers \[items, dims\], got float32 \[2\]"),
+        (np.array([["a"], ["b"], ["c"]]), r"expected numbers \[items, dims\], got <U1 \[3, 1\]"),
+        (
+            np.array([[1.0], [np.nan], [np.inf]]),
+            r"x\.npy: the row of item '9' holds NaN or infinity \(2 such rows\)",
+        ),
+    ],
+)
 def test_arrays_that_are_none(tmp_path: Path, rows: np.ndarray, message: str):
     write_embeddings(tmp_path / "x.npy", rows, IDS)
     with pytest.raises(InputError, match=message):
@@ -71,7 +90,9 @@ def test_an_archive_of_arrays(tmp_path: Path):
         read_embeddings(tmp_path / "x.npz", IDS)
 
 
-def test_an_array_never_lies_beside_the_ids_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_array_never_lies_beside_the_ids_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     write_embeddings(tmp_path / "x.npy", ROWS, IDS)
     monkeypatch.setattr(embeddings.np, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -6,7 +6,19 @@ from ilrec.items.numbering import numbering_digest
 
 
 def test_every_difference_shows():
-    numberings = [["a", "b"], ["b", "a"], ["a", "c"], ["a"], ["a", "b", ""], ["ab"], ["", "ab"], [], ["\u00e9"], ["e\u0301"], ["1:a"]]
+    numberings = [
+        ["a", "b"],
+        ["b", "a"],
+        ["a", "c"],
+        ["a"],
+        ["a", "b", ""],
+        ["ab"],
+        ["", "ab"],
+        [],
+        ["\u00e9"],
+        ["e\u0301"],
+        ["1:a"],
+    ]
     assert len({numbering_digest(names) for names in numberings}) == len(numberings)
 
 

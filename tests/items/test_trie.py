@@ -25,7 +25,15 @@ def test_by_hand():
     assert trie.leaf_items.tolist() == [2, 0, 3, 1]
     assert trie.item_paths.tolist() == [[0, 2, 4, 6], [0, 2, 5, 7], [0, 1, 3, -1], [0, 2, 4, 6]]
     assert list(zip(trie.node_start.tolist(), trie.node_end.tolist(), strict=True)) == [
-        (0, 4), (0, 1), (1, 4), (0, 1), (1, 3), (3, 4), (1, 3), (3, 4)]
+        (0, 4),
+        (0, 1),
+        (1, 4),
+        (0, 1),
+        (1, 3),
+        (3, 4),
+        (1, 3),
+        (3, 4),
+    ]
 
 
 def test_children_are_padded_where_there_are_none():
@@ -49,17 +57,22 @@ def test_against_brute_force():
         for depth in range(len(sequence)):
             node = trie.item_paths[item, depth]
             below = {i for i, s in enumerate(sequences) if s[:depth] == sequence[:depth]}
-            assert set(trie.leaf_items[trie.node_start[node]:trie.node_end[node]].tolist()) == below
+            assert (
+                set(trie.leaf_items[trie.node_start[node] : trie.node_end[node]].tolist()) == below
+            )
             tokens, nodes, _ = trie.children(node)
             assert tokens.tolist() == sorted({sequences[i][depth] for i in below})
             assert trie.item_paths[item, depth + 1] == nodes[tokens.tolist().index(sequence[depth])]
 
 
-@pytest.mark.parametrize(("sequences", "message"), [
-    ([], "no items"),
-    ([[1, EOS], []], "item 1 has no tokens"),
-    ([[1, 2], [1, 2, EOS]], "tokens of item 0 begin those of item 1"),
-])
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([], "no items"),
+        ([[1, EOS], []], "item 1 has no tokens"),
+        ([[1, 2], [1, 2, EOS]], "tokens of item 0 begin those of item 1"),
+    ],
+)
 def test_refusals(sequences, message):
     with pytest.raises(InputError, match=message):
         ItemTrie.from_sequences(sequences)
@@ -70,6 +83,11 @@ def test_exhausted_against_brute_force():
     sequences = [rng.integers(0, 3, 3).tolist() for _ in range(30)]
     trie = ItemTrie.from_sequences(sequences)
     histories = [rng.choice(30, size, replace=True) for size in (0, 5, 25, 60)]
-    expected = [row * trie.num_nodes + node for row, history in enumerate(histories) for node in range(trie.num_nodes)
-                if set(trie.leaf_items[trie.node_start[node]:trie.node_end[node]].tolist()) <= set(history.tolist())]
+    expected = [
+        row * trie.num_nodes + node
+        for row, history in enumerate(histories)
+        for node in range(trie.num_nodes)
+        if set(trie.leaf_items[trie.node_start[node] : trie.node_end[node]].tolist())
+        <= set(history.tolist())
+    ]
     assert len(expected) > 10 and trie.exhausted(histories).tolist() == expected

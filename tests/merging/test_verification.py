@@ -38,5 +38,8 @@ def test_a_forgotten_update_of_one_matrix_fails(dtype, tmp_path):
     name = "model.layers.0.self_attn.q_proj.weight"
     weights[name] = load_file(base / "model.safetensors")[name].to(weights[name].dtype)
     save_file(weights, tmp_path / "merged" / "model.safetensors")
-    with open_source(str(tmp_path / "adapter")) as source, pytest.raises(InputError, match="does not say what .* says"):
+    with (
+        open_source(str(tmp_path / "adapter")) as source,
+        pytest.raises(InputError, match="does not say what .* says"),
+    ):
         verify(tmp_path / "merged", source)

@@ -13,11 +13,29 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 VOCAB, HIDDEN = 40, 16
 
 
-def write_base(directory: Path, tied: bool = False, dtype: torch.dtype = torch.float32, vocab: int = VOCAB, seed: int = 0) -> Path:
+def write_base(
+    directory: Path,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+    vocab: int = VOCAB,
+    seed: int = 0,
+) -> Path:
     torch.manual_seed(seed)
-    config = LlamaConfig(hidden_size=HIDDEN, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         vocab_size=vocab, tie_word_embeddings=tied, attention_bias=True, initializer_range=0.2,
-                         max_position_embeddings=64, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocab,
+        tie_word_embeddings=tied,
+        attention_bias=True,
+        initializer_range=0.2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
     model = LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -32,12 +50,22 @@ def write_tokenizer(directory: Path, size: int) -> None:
     """As many words as the model has rows: <pad>, </s>, w2, w3, ..."""
     words = {"<pad>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, size)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(directory)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(directory)
 
 
-def write_adapter(base: Path, directory: Path, resize: int = 0, dtype: torch.dtype | None = None, **settings) -> PeftModel:
+def write_adapter(
+    base: Path, directory: Path, resize: int = 0, dtype: torch.dtype | None = None, **settings
+) -> PeftModel:
     """Saved to `directory`, with a tokenizer that knows the new tokens. Returns the model that it is part of."""
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM", **settings}
+    settings = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+        **settings,
+    }
     model = LlamaForCausalLM.from_pretrained(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

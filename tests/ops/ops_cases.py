@@ -12,9 +12,18 @@ from ilrec.ops import Objective, cross_layer_loss
 
 
 def objective(**changes: object) -> Objective:
-    settings = dict(beta=1.0, distillation_weight=0.0, reward_weight=0.0, threshold="probability", alpha=0.5,
-                    negative_tokens="all", max_negatives=0, distillation_target="ensemble", reward_tokens="negatives",
-                    reward_temperature=1.0)
+    settings = dict(
+        beta=1.0,
+        distillation_weight=0.0,
+        reward_weight=0.0,
+        threshold="probability",
+        alpha=0.5,
+        negative_tokens="all",
+        max_negatives=0,
+        distillation_target="ensemble",
+        reward_tokens="negatives",
+        reward_temperature=1.0,
+    )
     return Objective(**(settings | changes))  # type: ignore[arg-type]
 
 
@@ -24,7 +33,9 @@ TRAINED = ("hidden_NH", "readout_KNH", "lm_head_VH", "new_token_rows_RH")
 Case = dict[str, Any]
 
 
-def make_case(num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, num_layers: int = 3) -> Case:
+def make_case(
+    num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, num_layers: int = 3
+) -> Case:
     """Random float64 input with labels that the readout finds likely; a third of each row's tokens, about 64 at most, has a reward."""
     generator = torch.Generator().manual_seed(0)
 
@@ -38,22 +49,41 @@ def make_case(num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, nu
     reward = torch.rand(num_rows, vocab_size, generator=generator, dtype=torch.float64)
     known = torch.rand(num_rows, vocab_size, generator=generator) < min(0.33, 64 / vocab_size)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), known.sum(1).cumsum(0)])
-    return {"hidden_NH": hidden, "readout_KNH": readout, "lm_head_VH": head, "labels_N": labels,
-            "token_rewards": (offsets, known.nonzero()[:, 1], reward[known])}
+    return {
+        "hidden_NH": hidden,
+        "readout_KNH": readout,
+        "lm_head_VH": head,
+        "labels_N": labels,
+        "token_rewards": (offsets, known.nonzero()[:, 1], reward[known]),
+    }
 
 
 def with_new_tokens(case: Case, *ids: int) -> Case:
     rows = torch.linspace(-1, 1, len(ids) * case["lm_head_VH"].shape[1], dtype=torch.float64).sin()
-    return case | {"new_token_ids_R": torch.tensor(ids), "new_token_rows_RH": rows.view(len(ids), -1)}
+    return case | {
+        "new_token_ids_R": torch.tensor(ids),
+        "new_token_rows_RH": rows.view(len(ids), -1),
+    }
 
 
 def goal_for(case: Case, goal: Objective) -> Objective:
     """The goal, with the items as negatives where the case says which tokens these are."""
-    return dataclasses.replace(goal, negative_tokens="items") if case.get("candidates_V") is not None else goal
+    return (
+        dataclasses.replace(goal, negative_tokens="items")
+        if case.get("candidates_V") is not None
+        else goal
+    )
 
 
-def run(case: Case, goal: Objective, backend: str = "row_slab", dtype: torch.dtype = torch.float64, device: str = "cpu",
-        frozen: tuple[str, ...] = (), **options: Any) -> dict[str, Tensor]:
+def run(
+    case: Case,
+    goal: Objective,
+    backend: str = "row_slab",
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    frozen: tuple[str, ...] = (),
+    **options: Any,
+) -> dict[str, Tensor]:
     """Loss, statistics and every gradient, moved back to float64."""
     goal = goal_for(case, goal)
 
@@ -75,7 +105,9 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         bound = 1e-5 if name == "stats" else 1e-10  # statistics are float32
-        torch.testing.assert_close(actual[name], value, rtol=bound, atol=bound, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            actual[name], value, rtol=bound, atol=bound, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def assert_matches_reference(case: Case, goal: Objective, **options: Any) -> dict[str, Tensor]:
@@ -88,7 +120,12 @@ def assert_matches_reference(case: Case, goal: Objective, **options: Any) -> dic
 TOLERANCE = 4e-6
 
 
-def assert_as_exact_as(naive: dict[str, Tensor], actual: dict[str, Tensor], exact: dict[str, Tensor], scale: float = 0.0) -> None:
+def assert_as_exact_as(
+    naive: dict[str, Tensor],
+    actual: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    scale: float = 0.0,
+) -> None:
     """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; the same negatives.
 
     scale: of the terms of a sum, where they may cancel (a readout that agrees with its teacher); a value may be smaller."""
@@ -97,15 +134,26 @@ def assert_as_exact_as(naive: dict[str, Tensor], actual: dict[str, Tensor], exac
     for name, value in exact.items():
         assert actual[name].shape == value.shape, name
         if value.numel():
-            error, naive_error = (actual[name] - value).abs().max(), (naive[name] - value).abs().max()
+            error, naive_error = (
+                (actual[name] - value).abs().max(),
+                (naive[name] - value).abs().max(),
+            )
             allowed = naive_error + TOLERANCE * max(value.abs().max().item(), scale)
             assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
-def assert_exact(case: Case, goal: Objective, backend: str, dtype: torch.dtype = torch.float32, scale: float = 0.0,
-                 **options: Any) -> dict[str, Tensor]:
+def assert_exact(
+    case: Case,
+    goal: Objective,
+    backend: str,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 0.0,
+    **options: Any,
+) -> dict[str, Tensor]:
     """A backend in `dtype` against float64 on the same (rounded) input, bounded by the error of the naive way in `dtype`."""
-    case = case | {name: case[name].to(dtype).double() for name in TRAINED if case.get(name) is not None}
+    case = case | {
+        name: case[name].to(dtype).double() for name in TRAINED if case.get(name) is not None
+    }
     exact, naive = run(case, goal, "reference"), run(case, goal, "reference", dtype)
     actual = run(case, goal, backend, dtype, **options)
     assert_as_exact_as(naive, actual, exact, scale)

@@ -13,12 +13,24 @@ from conftest import backend_called
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from measure import peak_extra_bytes
-from ops_cases import FULL, TRAINED, Case, assert_as_exact_as, assert_exact, make_case, objective, run, with_new_tokens
+from ops_cases import (
+    FULL,
+    TRAINED,
+    Case,
+    assert_as_exact_as,
+    assert_exact,
+    make_case,
+    objective,
+    run,
+    with_new_tokens,
+)
 from torch import Tensor
 
 from ilrec.ops import IGNORE_INDEX, Objective, backends, cross_layer_loss, fused, row_slab
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, from Triton's interpreter
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # of numpy, from Triton's interpreter
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 33])
@@ -47,23 +59,41 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
     if draw(st.booleans()):
         case = with_new_tokens(case, *torch.randperm(vocab_size, generator=generator)[:3].tolist())
     weights = st.sampled_from([0.0, 0.3, 2.0])
-    goal = objective(beta=draw(weights), distillation_weight=draw(weights), reward_weight=draw(weights),
-                     threshold=draw(st.sampled_from(["probability", "logit"])), alpha=draw(st.sampled_from([1e-4, 0.5, 1.0, 3.0])),
-                     max_negatives=draw(st.sampled_from([0, 1, 5, 400])), reward_temperature=draw(st.sampled_from([0.5, 2.0])),
-                     negative_tokens=draw(st.sampled_from(["all", "continuations"])),
-                     reward_tokens=draw(st.sampled_from(["negatives", "continuations"])),
-                     distillation_target=draw(st.sampled_from(["ensemble", "per_layer"])))
+    goal = objective(
+        beta=draw(weights),
+        distillation_weight=draw(weights),
+        reward_weight=draw(weights),
+        threshold=draw(st.sampled_from(["probability", "logit"])),
+        alpha=draw(st.sampled_from([1e-4, 0.5, 1.0, 3.0])),
+        max_negatives=draw(st.sampled_from([0, 1, 5, 400])),
+        reward_temperature=draw(st.sampled_from([0.5, 2.0])),
+        negative_tokens=draw(st.sampled_from(["all", "continuations"])),
+        reward_tokens=draw(st.sampled_from(["negatives", "continuations"])),
+        distillation_target=draw(st.sampled_from(["ensemble", "per_layer"])),
+    )
     return case, goal, draw(st.sampled_from([1, 3000, 10**8]))
 
 
 # scale: weights of up to 2 on head entries of up to 3, in a mean over up to 9 rows. Derandomised: a drawn float64
 # threshold may fall within float32 rounding of a logit, and CI must not throw dice.
-@pytest.mark.parametrize("name, dtype, examples", [
-    ("row_slab", torch.float64, 150), ("row_slab", torch.float32, 50), ("row_kernel", torch.float32, 30),
-    ("vocab_stream", torch.float32, 30)])
+@pytest.mark.parametrize(
+    "name, dtype, examples",
+    [
+        ("row_slab", torch.float64, 150),
+        ("row_slab", torch.float32, 50),
+        ("row_kernel", torch.float32, 30),
+        ("vocab_stream", torch.float32, 30),
+    ],
+)
 def test_any_case(name: str, dtype: torch.dtype, examples: int) -> None:
-    @settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-              phases=[Phase.generate])  # shrinking a failure takes minutes in the interpreter
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )  # shrinking a failure takes minutes in the interpreter
     @given(drawn_cases())
     def check(drawn: tuple[Case, Objective, int]) -> None:
         case, goal, slab_bytes = drawn
@@ -75,11 +105,16 @@ def test_any_case(name: str, dtype: torch.dtype, examples: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["row_slab", "row_kernel"])
-def test_slab_size_changes_no_bit_where_the_products_are_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slab_size_changes_no_bit_where_the_products_are_exact(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An identity head makes both products exact (one term and zeros): the gradient of a row cannot depend on its slab."""
     chosen, case = backend_called(name, monkeypatch), make_case(9, 61, 61)
     case["lm_head_VH"] = torch.eye(61, dtype=torch.float64)
-    results = [run(case, FULL, chosen, torch.float32, frozen=("lm_head_VH",), slab_bytes=size) for size in (1, 1500, 10**6)]
+    results = [
+        run(case, FULL, chosen, torch.float32, frozen=("lm_head_VH",), slab_bytes=size)
+        for size in (1, 1500, 10**6)
+    ]
     for other in results[1:]:
         assert torch.equal(results[0]["hidden_NH"], other["hidden_NH"])
         assert torch.equal(results[0]["readout_KNH"], other["readout_KNH"])
@@ -87,8 +122,13 @@ def test_slab_size_changes_no_bit_where_the_products_are_exact(name: str, monkey
 
 
 WRONG: dict[str, Callable[[Tensor], Tensor]] = {
-    "zero": torch.zeros_like, "scaled": lambda value: 1.0001 * value, "negated": torch.neg, "one entry": lambda value: _bumped(value),
-    "next row": lambda value: value.roll(1, -2) if value.dim() > 1 else 1.01 * value, "nan": lambda value: value * float("nan")}
+    "zero": torch.zeros_like,
+    "scaled": lambda value: 1.0001 * value,
+    "negated": torch.neg,
+    "one entry": lambda value: _bumped(value),
+    "next row": lambda value: value.roll(1, -2) if value.dim() > 1 else 1.01 * value,
+    "nan": lambda value: value * float("nan"),
+}
 
 
 def _bumped(value: Tensor) -> Tensor:
@@ -100,10 +140,16 @@ def _bumped(value: Tensor) -> Tensor:
 @pytest.mark.parametrize("field", ["loss", "stats", *TRAINED])
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_check_fails_on_a_wrong_result(field: str, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+def test_every_check_fails_on_a_wrong_result(
+    field: str, change: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
     case = with_new_tokens(make_case(), 3, 4)
     case["labels_N"][0] = 3
-    exact, naive, actual = run(case, FULL, "reference"), run(case, FULL, "reference", dtype), run(case, FULL, dtype=dtype)
+    exact, naive, actual = (
+        run(case, FULL, "reference"),
+        run(case, FULL, "reference", dtype),
+        run(case, FULL, dtype=dtype),
+    )
     assert_as_exact_as(naive, actual, exact)
     with pytest.raises(AssertionError):
         assert_as_exact_as(naive, actual | {field: change(actual[field])}, exact)
@@ -116,7 +162,9 @@ def test_peak_memory_is_the_slab_and_the_gradients(num_rows: int, vocab_size: in
     the slab for lists of negatives and masks; whatever N x V is (1 to 8 MiB of full logits a layer)."""
     slab_bytes, hidden_size, num_layers = 2**20, 32, 2
     case = make_case(num_rows, vocab_size, hidden_size, num_layers)
-    inputs = case | {name: case[name].float().requires_grad_(name != "lm_head_VH") for name in TRAINED[:3]}
+    inputs = case | {
+        name: case[name].float().requires_grad_(name != "lm_head_VH") for name in TRAINED[:3]
+    }
 
     def step() -> None:
         cross_layer_loss(**inputs, objective=FULL, slab_bytes=slab_bytes)[0].backward()
@@ -146,7 +194,9 @@ def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             run(make_case(), FULL, "auto")
-    assert [record.message for record in caplog.records] == ["vocabulary operation on cpu: row_slab"]
+    assert [record.message for record in caplog.records] == [
+        "vocabulary operation on cpu: row_slab"
+    ]
 
 
 def test_slow_fallback_is_loud(caplog: pytest.LogCaptureFixture) -> None:
@@ -155,10 +205,16 @@ def test_slow_fallback_is_loud(caplog: pytest.LogCaptureFixture) -> None:
     assert "triton is not installed" in caplog.text and caplog.records[0].levelname == "WARNING"
 
 
-@pytest.mark.parametrize("patch, dtype, text", [
-    (("has_triton", lambda: False), torch.float32, "needs triton"), (None, torch.float64, "computes in float32")])
-def test_a_backend_that_cannot_run_is_an_error(patch: tuple | None, dtype: torch.dtype, text: str,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "patch, dtype, text",
+    [
+        (("has_triton", lambda: False), torch.float32, "needs triton"),
+        (None, torch.float64, "computes in float32"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_an_error(
+    patch: tuple | None, dtype: torch.dtype, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if patch:
         monkeypatch.setattr(row_slab, *patch)
     else:
@@ -170,7 +226,9 @@ def test_a_backend_that_cannot_run_is_an_error(patch: tuple | None, dtype: torch
 def test_vocab_stream_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    assert "needs a CUDA device, got cpu" in (backends.why_unavailable("vocab_stream", torch.device("cpu"), torch.float32) or "")
+    assert "needs a CUDA device, got cpu" in (
+        backends.why_unavailable("vocab_stream", torch.device("cpu"), torch.float32) or ""
+    )
 
 
 def test_distillation_weight_zero_gives_the_readout_no_gradient(backend: str) -> None:

@@ -12,15 +12,26 @@ from ops_cases import FULL, SFT, goal_for, make_case, objective, run, with_new_t
 
 from ilrec.ops import IGNORE_INDEX, STATS, cross_layer_loss
 
-CONCRETE_BACKENDS = ("reference", "row_slab")  # those that take float64; vocab_stream: test_triton_backends.py
+CONCRETE_BACKENDS = (
+    "reference",
+    "row_slab",
+)  # those that take float64; vocab_stream: test_triton_backends.py
 
 
-@pytest.mark.parametrize("changes, text", [
-    ({"beta": -1.0}, "beta"), ({"distillation_weight": math.nan}, "distillation_weight"),
-    ({"reward_weight": math.inf}, "reward_weight"), ({"alpha": 0.0}, "alpha"),
-    ({"reward_temperature": 0.0}, "reward_temperature"), ({"threshold": "sharp"}, "one of probability, logit"),
-    ({"distillation_target": "all"}, "one of ensemble, per_layer"), ({"max_negatives": -1}, "max_negatives"),
-    ({"max_negatives": 1.5}, "max_negatives")])
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"beta": -1.0}, "beta"),
+        ({"distillation_weight": math.nan}, "distillation_weight"),
+        ({"reward_weight": math.inf}, "reward_weight"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"reward_temperature": 0.0}, "reward_temperature"),
+        ({"threshold": "sharp"}, "one of probability, logit"),
+        ({"distillation_target": "all"}, "one of ensemble, per_layer"),
+        ({"max_negatives": -1}, "max_negatives"),
+        ({"max_negatives": 1.5}, "max_negatives"),
+    ],
+)
 def test_objective_refuses(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         objective(**changes)
@@ -33,29 +44,62 @@ def changed_rewards(position: int, value: Any) -> tuple[Any, ...]:
 
 
 BAD_INPUT = {
-    "backend": ({"backend": "triton"}, "one of auto, reference, row_slab, vocab_stream, got 'triton'"),
+    "backend": (
+        {"backend": "triton"},
+        "one of auto, reference, row_slab, vocab_stream, got 'triton'",
+    ),
     "slab": ({"slab_bytes": 0}, "slab_bytes"),
     "hidden": ({"hidden_NH": torch.zeros(7)}, r"hidden_NH: expected \[N, H\]"),
-    "integer": ({"hidden_NH": torch.zeros(7, 13, dtype=torch.int64)}, "hidden_NH: expected a floating dtype"),
+    "integer": (
+        {"hidden_NH": torch.zeros(7, 13, dtype=torch.int64)},
+        "hidden_NH: expected a floating dtype",
+    ),
     "head": ({"lm_head_VH": torch.zeros(0)}, "ZeRO-3"),
-    "head_dtype": ({"lm_head_VH": torch.zeros(61, 13)}, "lm_head_VH: expected hidden_NH's dtype torch.float64"),
+    "head_dtype": (
+        {"lm_head_VH": torch.zeros(61, 13)},
+        "lm_head_VH: expected hidden_NH's dtype torch.float64",
+    ),
     "readout": ({"readout_KNH": torch.zeros(3, 6, 13)}, "readout_KNH: expected"),
     "no_readout": ({"readout_KNH": None}, "only plain SFT"),
     "labels_dtype": ({"labels_N": torch.zeros(7, dtype=torch.int32)}, "labels_N: expected int64"),
-    "labels_size": ({"labels_N": torch.zeros(6, dtype=torch.int64)}, r"labels_N: expected int64 \[7\]"),
-    "labels_value": ({"labels_N": torch.tensor([0, 61, -1, 3, 4, 5, -100])}, r"\[0, 61\) or -100; 2 do not fit"),
+    "labels_size": (
+        {"labels_N": torch.zeros(6, dtype=torch.int64)},
+        r"labels_N: expected int64 \[7\]",
+    ),
+    "labels_value": (
+        {"labels_N": torch.tensor([0, 61, -1, 3, 4, 5, -100])},
+        r"\[0, 61\) or -100; 2 do not fit",
+    ),
     "candidates": ({"candidates_V": torch.zeros(61)}, "candidates_V: expected bool"),
     "no_candidate": ({"candidates_V": torch.zeros(61, dtype=torch.bool)}, "at least one True"),
     "tokens": ({"num_tokens": -1.0}, "num_tokens"),
     "tokens_shape": ({"num_tokens": torch.ones(2)}, "num_tokens: expected a 0-dim"),
     "ids_alone": ({"new_token_ids_R": torch.tensor([1])}, "both or neither"),
-    "ids_twice": ({"new_token_ids_R": torch.tensor([1, 2, 1]), "new_token_rows_RH": torch.zeros(3, 13)}, "id once"),
-    "ids_range": ({"new_token_ids_R": torch.tensor([61]), "new_token_rows_RH": torch.zeros(1, 13)}, r"\[0, 61\)"),
-    "rows": ({"new_token_ids_R": torch.tensor([1]), "new_token_rows_RH": torch.zeros(2, 13)}, r"\(1, 13\)"),
+    "ids_twice": (
+        {"new_token_ids_R": torch.tensor([1, 2, 1]), "new_token_rows_RH": torch.zeros(3, 13)},
+        "id once",
+    ),
+    "ids_range": (
+        {"new_token_ids_R": torch.tensor([61]), "new_token_rows_RH": torch.zeros(1, 13)},
+        r"\[0, 61\)",
+    ),
+    "rows": (
+        {"new_token_ids_R": torch.tensor([1]), "new_token_rows_RH": torch.zeros(2, 13)},
+        r"\(1, 13\)",
+    ),
     "no_rewards": ({"token_rewards": None}, "because reward_weight > 0"),
-    "reward_rows": ({"token_rewards": changed_rewards(0, lambda o: o[:-1])}, "ignored ones included"),
-    "reward_end": ({"token_rewards": changed_rewards(0, lambda o: o + (o == o[-1]))}, "offsets that rise"),
-    "reward_ids": ({"token_rewards": changed_rewards(1, lambda i: i + 60)}, r"token ids in \[0, 61\)"),
+    "reward_rows": (
+        {"token_rewards": changed_rewards(0, lambda o: o[:-1])},
+        "ignored ones included",
+    ),
+    "reward_end": (
+        {"token_rewards": changed_rewards(0, lambda o: o + (o == o[-1]))},
+        "offsets that rise",
+    ),
+    "reward_ids": (
+        {"token_rewards": changed_rewards(1, lambda i: i + 60)},
+        r"token ids in \[0, 61\)",
+    ),
     "reward_sign": ({"token_rewards": changed_rewards(2, torch.neg)}, "finite values >= 0"),
     "reward_size": ({"token_rewards": changed_rewards(2, lambda v: v[1:])}, r"values \[E\]"),
 }
@@ -68,11 +112,22 @@ def test_bad_input_is_refused_with_its_name(changes: dict[str, Any], text: str) 
         cross_layer_loss(**case, objective=goal_for(case, FULL))
 
 
-@pytest.mark.parametrize("candidates_V, negative_tokens", [(None, "items"), (torch.ones(61, dtype=torch.bool), "all"),
-                                                           (torch.ones(61, dtype=torch.bool), "continuations")])
-def test_items_are_given_where_they_are_the_negatives(candidates_V: torch.Tensor | None, negative_tokens: str) -> None:
+@pytest.mark.parametrize(
+    "candidates_V, negative_tokens",
+    [
+        (None, "items"),
+        (torch.ones(61, dtype=torch.bool), "all"),
+        (torch.ones(61, dtype=torch.bool), "continuations"),
+    ],
+)
+def test_items_are_given_where_they_are_the_negatives(
+    candidates_V: torch.Tensor | None, negative_tokens: str
+) -> None:
     goal = dataclasses.replace(FULL, negative_tokens=negative_tokens)
-    with pytest.raises(ValueError, match=f"candidates_V: expected if and only if negative_tokens is items, which is {negative_tokens}"):
+    with pytest.raises(
+        ValueError,
+        match=f"candidates_V: expected if and only if negative_tokens is items, which is {negative_tokens}",
+    ):
         cross_layer_loss(**make_case(), objective=goal, candidates_V=candidates_V)
 
 
@@ -88,14 +143,22 @@ def test_ignored_rows_are_dropped_with_their_rewards(backend: str) -> None:
     offsets, token_ids, values = case["token_rewards"]
     parts = [slice(offsets[row], offsets[row + 1]) for row in kept]
     counts = torch.tensor([0] + [part.stop - part.start for part in parts])
-    short = case | {"hidden_NH": case["hidden_NH"][kept], "readout_KNH": case["readout_KNH"][:, kept],
-                    "labels_N": case["labels_N"][kept],
-                    "token_rewards": (counts.cumsum(0), torch.cat([token_ids[part] for part in parts]),
-                                      torch.cat([values[part] for part in parts]))}
+    short = case | {
+        "hidden_NH": case["hidden_NH"][kept],
+        "readout_KNH": case["readout_KNH"][:, kept],
+        "labels_N": case["labels_N"][kept],
+        "token_rewards": (
+            counts.cumsum(0),
+            torch.cat([token_ids[part] for part in parts]),
+            torch.cat([values[part] for part in parts]),
+        ),
+    }
     actual, expected = run(ignored, FULL, backend), run(short, FULL, backend)
     for name in ("loss", "stats", "lm_head_VH"):
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(actual["hidden_NH"][kept], expected["hidden_NH"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        actual["hidden_NH"][kept], expected["hidden_NH"], rtol=1e-12, atol=1e-12
+    )
     assert not actual["hidden_NH"][dropped].any() and not actual["readout_KNH"][:, dropped].any()
     assert expected["stats"][2] > 0
 
@@ -124,38 +187,61 @@ def test_normaliser(backend: str) -> None:
     whole = run(case, goal, backend)
     halves = []
     for part, num_tokens in ((slice(0, 2), 6.0), (slice(2, 6), torch.tensor(6, dtype=torch.int64))):
-        half = case | {"hidden_NH": case["hidden_NH"][part], "readout_KNH": case["readout_KNH"][:, part],
-                       "labels_N": case["labels_N"][part]}
+        half = case | {
+            "hidden_NH": case["hidden_NH"][part],
+            "readout_KNH": case["readout_KNH"][:, part],
+            "labels_N": case["labels_N"][part],
+        }
         halves.append(run(half, goal, backend, num_tokens=num_tokens))
     for name in ("loss", "stats", "lm_head_VH"):
-        torch.testing.assert_close(halves[0][name] + halves[1][name], whole[name], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(halves[0]["loss"] + halves[1]["loss"], whole["loss"], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            halves[0][name] + halves[1][name], whole[name], rtol=1e-6, atol=1e-6
+        )
+    torch.testing.assert_close(
+        halves[0]["loss"] + halves[1]["loss"], whole["loss"], rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("backend", CONCRETE_BACKENDS)
 def test_dtypes_and_detachment(backend: str) -> None:
     case = make_case() | {"token_rewards": None}
     single = torch.float32
-    for dtype, expected in ((torch.float64, torch.float64), (single, single), (torch.bfloat16, single)):
-        inputs = {name: case[name].to(dtype).requires_grad_() for name in ("hidden_NH", "readout_KNH", "lm_head_VH")}
+    for dtype, expected in (
+        (torch.float64, torch.float64),
+        (single, single),
+        (torch.bfloat16, single),
+    ):
+        inputs = {
+            name: case[name].to(dtype).requires_grad_()
+            for name in ("hidden_NH", "readout_KNH", "lm_head_VH")
+        }
         for num_tokens in (None, torch.tensor(3.0, dtype=torch.float64)):
             loss, stats = cross_layer_loss(
-                **(case | inputs), objective=objective(), backend=backend, num_tokens=num_tokens)
+                **(case | inputs), objective=objective(), backend=backend, num_tokens=num_tokens
+            )
             assert loss.dtype == expected and loss.shape == () and loss.requires_grad
-            assert stats.dtype == torch.float32 and stats.shape == (len(STATS),) and not stats.requires_grad
+            assert (
+                stats.dtype == torch.float32
+                and stats.shape == (len(STATS),)
+                and not stats.requires_grad
+            )
 
 
 @pytest.mark.parametrize("backend", CONCRETE_BACKENDS)
 def test_sft_needs_no_readout(backend: str) -> None:
     case = make_case() | {"readout_KNH": None, "token_rewards": None}
     actual = run(case, SFT, backend)
-    expected = torch.nn.functional.cross_entropy(case["hidden_NH"] @ case["lm_head_VH"].T, case["labels_N"])
+    expected = torch.nn.functional.cross_entropy(
+        case["hidden_NH"] @ case["lm_head_VH"].T, case["labels_N"]
+    )
     torch.testing.assert_close(actual["loss"], expected, rtol=1e-12, atol=0)
     assert actual["stats"].tolist()[1:] == [0, 0, 0, 7]
 
 
 def test_auto_is_row_slab_and_autocast_changes_nothing() -> None:
-    case = {name: value.float() if name.endswith("H") else value for name, value in make_case().items()}
+    case = {
+        name: value.float() if name.endswith("H") else value for name, value in make_case().items()
+    }
     expected = cross_layer_loss(**case, objective=FULL, backend="row_slab")[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert cross_layer_loss(**case, objective=FULL)[0] == expected
@@ -168,8 +254,15 @@ def test_repeated_reward_entries_add_up(backend: str) -> None:
     readout = torch.tensor([[[1.0, 2.0, 0.1]]]).log()
     rewards = (torch.tensor([0, 3]), torch.tensor([0, 1, 0]), torch.tensor([0.5, 0.25, 0.25]))
     goal = objective(beta=0.0, reward_weight=1.0)
-    _, stats = cross_layer_loss(states, readout, torch.eye(3), torch.tensor([0]), objective=goal, token_rewards=rewards,
-                                backend=backend)
+    _, stats = cross_layer_loss(
+        states,
+        readout,
+        torch.eye(3),
+        torch.tensor([0]),
+        objective=goal,
+        token_rewards=rewards,
+        backend=backend,
+    )
     assert stats[2].item() == pytest.approx(1.25 * math.log(2), abs=1e-6)
 
 

@@ -28,7 +28,9 @@ def test_mixed_precision_products_of_cuda(target: str, monkeypatch: pytest.Monke
     to bfloat16 (2^-9 relative each)."""
     plain_mm = torch.mm
 
-    def mixed_mm(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+    def mixed_mm(
+        a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None, out: Tensor | None = None
+    ) -> Tensor:
         assert a.dtype == b.dtype and (out_dtype is None or a.dtype == torch.bfloat16)
         dtype = out_dtype or a.dtype
         return plain_mm(a.to(dtype), b.to(dtype), out=out)
@@ -42,7 +44,9 @@ def test_mixed_precision_products_of_cuda(target: str, monkeypatch: pytest.Monke
     actual = run(case, FULL, dtype=torch.bfloat16, frozen=frozen)
     assert actual["stats"][3] == expected["stats"][3]
     for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=2e-2, atol=1e-2 * value.abs().max().item())
+        torch.testing.assert_close(
+            actual[name], value, rtol=2e-2, atol=1e-2 * value.abs().max().item()
+        )
 
 
 class LargeTensors(TorchDispatchMode):
@@ -62,7 +66,9 @@ class LargeTensors(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_frozen_head_costs_no_memory_of_its_size(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_head_costs_no_memory_of_its_size(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """V x H = 60,000 elements; logits, states and tiles stay far below. Training the head must show up."""
     monkeypatch.setattr(head_gemm, "TILE_TOKENS", 16)
     case = with_new_tokens(make_case(2, 200, 300, 2), 1, 2)

@@ -21,13 +21,28 @@ def tensor(*rows: list[float]) -> Tensor:
 LABEL_0 = torch.tensor([0])
 
 
-def negatives(ze: Tensor, z: Tensor, candidates: list[bool] | None = None, **changes: object) -> list[int]:
+def negatives(
+    ze: Tensor, z: Tensor, candidates: list[bool] | None = None, **changes: object
+) -> list[int]:
     mask = None if candidates is None else torch.tensor(candidates)
-    return reference.hard_negatives(ze, z, LABEL_0, objective(**changes), mask)[0].nonzero()[:, 0].tolist()
+    return (
+        reference.hard_negatives(ze, z, LABEL_0, objective(**changes), mask)[0]
+        .nonzero()[:, 0]
+        .tolist()
+    )
 
 
-@pytest.mark.parametrize("alpha, cap, expected", [
-    (0.6, 0, []), (0.4, 0, [1]), (0.2, 0, [1, 2, 3]), (0.2, 2, [1, 2]), (0.2, 1, [1]), (0.2, 99, [1, 2, 3])])
+@pytest.mark.parametrize(
+    "alpha, cap, expected",
+    [
+        (0.6, 0, []),
+        (0.4, 0, [1]),
+        (0.2, 0, [1, 2, 3]),
+        (0.2, 2, [1, 2]),
+        (0.2, 1, [1]),
+        (0.2, 99, [1, 2, 3]),
+    ],
+)
 def test_probability_threshold_and_cap(alpha: float, cap: int, expected: list[int]) -> None:
     """Pe = (1/2, 1/4, 1/8, 1/8), y = 0: ratios to Pe(y) are 1/2, 1/4, 1/4; tokens 2 and 3 tie."""
     ze = tensor([0.5, 0.25, 0.125, 0.125]).log()
@@ -38,7 +53,10 @@ def test_probability_threshold_and_cap(alpha: float, cap: int, expected: list[in
 @pytest.mark.parametrize("alpha, expected", [(0.5, [2]), (0.25, [1, 2]), (0.6, [])])
 def test_logit_threshold(alpha: float, expected: list[int]) -> None:
     """kappa = alpha * 4 is compared with ze = (1, 2, 0) of tokens 1, 2, 3; ze = kappa counts."""
-    assert negatives(tensor([3, 1, 2, 0]), tensor([4, 9, 9, 9]), threshold="logit", alpha=alpha) == expected
+    assert (
+        negatives(tensor([3, 1, 2, 0]), tensor([4, 9, 9, 9]), threshold="logit", alpha=alpha)
+        == expected
+    )
 
 
 def test_candidates_limit_the_negatives_and_the_cap_counts_only_candidates() -> None:
@@ -58,37 +76,56 @@ def test_weights() -> None:
     ze = tensor([0.5, 0.25, 0.125, 0.125], [0, 0, 0, 0])
     ze[0].log_()
     mask = torch.tensor([[False, True, True, True], [False] * 4])
-    torch.testing.assert_close(reference.negative_weights(ze, mask), tensor([0, 0.5, 0.25, 0.25], [0, 0, 0, 0]))
+    torch.testing.assert_close(
+        reference.negative_weights(ze, mask), tensor([0, 0.5, 0.25, 0.25], [0, 0, 0, 0])
+    )
 
 
-@pytest.mark.parametrize("negative_logit, plain, penalised", [
-    (1.0, math.log(1 + math.e), math.log(1 + math.e**2)), (-1.0, math.log(1 + math.exp(-1)), LOG2)])
-def test_preference_penalises_logits_of_either_sign(negative_logit: float, plain: float, penalised: float) -> None:
+@pytest.mark.parametrize(
+    "negative_logit, plain, penalised",
+    [
+        (1.0, math.log(1 + math.e), math.log(1 + math.e**2)),
+        (-1.0, math.log(1 + math.exp(-1)), LOG2),
+    ],
+)
+def test_preference_penalises_logits_of_either_sign(
+    negative_logit: float, plain: float, penalised: float
+) -> None:
     """beta = 1, w = 1: z = 1 -> 2, z = -1 -> 0. A penalty of z (1 + w) would have moved -1 to -2: a reward."""
     z = tensor([0, negative_logit])
     weights = tensor([0, 1])
-    assert reference.preference_loss(z, 0 * weights, LABEL_0, 1.0).item() == pytest.approx(plain, abs=1e-12)
-    assert reference.preference_loss(z, weights, LABEL_0, 1.0).item() == pytest.approx(penalised, abs=1e-12)
+    assert reference.preference_loss(z, 0 * weights, LABEL_0, 1.0).item() == pytest.approx(
+        plain, abs=1e-12
+    )
+    assert reference.preference_loss(z, weights, LABEL_0, 1.0).item() == pytest.approx(
+        penalised, abs=1e-12
+    )
     assert penalised > plain
 
 
 def test_distillation() -> None:
     """KL((1/2, 1/2) || (1/4, 3/4)) = log(4/3) / 2, and the same over the candidates when a third token takes half."""
     expected = pytest.approx(math.log(4 / 3) / 2, abs=1e-12)
-    assert reference.distillation_loss(tensor([1, 1]).log(), tensor([1, 3]).log(), None).item() == expected
+    assert (
+        reference.distillation_loss(tensor([1, 1]).log(), tensor([1, 3]).log(), None).item()
+        == expected
+    )
     z, ze = tensor([2, 2, 4]).log(), tensor([1, 3, 4]).log()
     candidates = torch.tensor([True, True, False])
     assert reference.distillation_loss(z, ze, candidates).item() == expected
 
 
-@pytest.mark.parametrize("temperature, q, loss", [
-    (1.0, [0.75, 0.25, 0], 1.25 * LOG2), (0.5, [0.9, 0.1, 0], 1.1 * LOG2)])
+@pytest.mark.parametrize(
+    "temperature, q, loss", [(1.0, [0.75, 0.25, 0], 1.25 * LOG2), (0.5, [0.9, 0.1, 0], 1.1 * LOG2)]
+)
 def test_reward(temperature: float, q: list[float], loss: float) -> None:
     """r = (3/4, 1/4), P = (1/2, 1/4, 1/4): -sum q log P = (q_0 + 2 q_1) log 2."""
     support = reference.reward_support(torch.tensor([[False, True, False]]), LABEL_0, "negatives")
     target = reference.reward_target(tensor([0.75, 0.25, 9.0]), support, temperature)
     torch.testing.assert_close(target, tensor(q))
-    assert reference.reward_loss(tensor([2, 1, 1]).log(), target).item() == pytest.approx(loss, abs=1e-12)
+    assert reference.reward_loss(tensor([2, 1, 1]).log(), target).item() == pytest.approx(
+        loss, abs=1e-12
+    )
 
 
 def test_a_row_without_known_reward_contributes_nothing() -> None:
@@ -98,13 +135,21 @@ def test_a_row_without_known_reward_contributes_nothing() -> None:
 
 def test_continuations_share_the_target_whatever_the_negatives() -> None:
     """r = (2, 1, 1, 0), S = {1}: q = (1/2, 1/4, 1/4, 0) over all tokens that have a reward."""
-    support = reference.reward_support(torch.tensor([[False, True, False, False]]), LABEL_0, "continuations")
-    assert reference.reward_target(tensor([2, 1, 1, 0]), support, 1.0).tolist() == [[0.5, 0.25, 0.25, 0]]
+    support = reference.reward_support(
+        torch.tensor([[False, True, False, False]]), LABEL_0, "continuations"
+    )
+    assert reference.reward_target(tensor([2, 1, 1, 0]), support, 1.0).tolist() == [
+        [0.5, 0.25, 0.25, 0]
+    ]
 
 
 def test_effective_head() -> None:
     head, rows = tensor([1], [2], [3]), tensor([10], [20])
-    assert reference.effective_head(head, (torch.tensor([2, 0]), rows)).tolist() == [[20], [2], [10]]
+    assert reference.effective_head(head, (torch.tensor([2, 0]), rows)).tolist() == [
+        [20],
+        [2],
+        [10],
+    ]
 
 
 @pytest.mark.parametrize("backend", ["reference", "row_slab"])
@@ -122,8 +167,16 @@ def test_whole_objective_by_hand(backend: str) -> None:
     readout = torch.stack([tensor([1, 16, 1]), tensor([4, 1, 4])]).log()
     rewards = (torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([0.75, 0.25]))
     goal = objective(beta=0.5, distillation_weight=2.0, reward_weight=4.0, alpha=1.5)
-    loss, stats = cross_layer_loss(states, readout, torch.eye(3, dtype=torch.float64), LABEL_0, objective=goal,
-                                   token_rewards=rewards, num_tokens=2.0, backend=backend)
+    loss, stats = cross_layer_loss(
+        states,
+        readout,
+        torch.eye(3, dtype=torch.float64),
+        LABEL_0,
+        objective=goal,
+        token_rewards=rewards,
+        num_tokens=2.0,
+        backend=backend,
+    )
     assert loss.item() == pytest.approx((math.log(2.5) + 5.5 * LOG2) / 2, abs=1e-12)
     assert stats.tolist() == pytest.approx([math.log(2.5), LOG2 / 4, 1.25 * LOG2, 1, 0], abs=1e-6)
 
@@ -151,6 +204,12 @@ def test_per_layer_distillation_by_hand() -> None:
     states, readout = tensor([1, 1]).log(), torch.stack([tensor([1, 3]), tensor([1, 1])]).log()
     goal = objective(beta=0.0, distillation_weight=1.0, distillation_target="per_layer")
     for backend in ("reference", "row_slab"):
-        _, stats = cross_layer_loss(states, readout, torch.eye(2, dtype=torch.float64), LABEL_0, objective=goal,
-                                    backend=backend)
+        _, stats = cross_layer_loss(
+            states,
+            readout,
+            torch.eye(2, dtype=torch.float64),
+            LABEL_0,
+            objective=goal,
+            backend=backend,
+        )
         assert stats[1].item() == pytest.approx(math.log(4 / 3) / 4, abs=1e-7)

@@ -32,9 +32,13 @@ GOALS = {
     "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
     "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
     "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
-    "continuations": dataclasses.replace(FULL, reward_tokens="continuations", reward_temperature=0.7),
+    "continuations": dataclasses.replace(
+        FULL, reward_tokens="continuations", reward_temperature=0.7
+    ),
     "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
-    "limited and capped": objective(beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2),
+    "limited and capped": objective(
+        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
+    ),
     "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
 }
 
@@ -47,17 +51,25 @@ def test_values_and_gradients(goal: Objective, slab_bytes: int | None) -> None:
     assert not goal.needs_negatives or actual["stats"][3] > 0
 
 
-@pytest.mark.parametrize("shape", [(1, 507, 33, 4), (11, 507, 33, 1), (5, 2, 3, 2), (3, 1, 2, 2), (2, 17, 1, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1, 507, 33, 4), (11, 507, 33, 1), (5, 2, 3, 2), (3, 1, 2, 2), (2, 17, 1, 4)]
+)
 @pytest.mark.parametrize("target", ["ensemble", "per_layer"])
 def test_awkward_shapes(shape: tuple[int, int, int, int], target: str) -> None:
-    assert_matches_reference(make_case(*shape), dataclasses.replace(FULL, distillation_target=target))
+    assert_matches_reference(
+        make_case(*shape), dataclasses.replace(FULL, distillation_target=target)
+    )
 
 
 @pytest.mark.parametrize("target", ["ensemble", "per_layer"])
 @pytest.mark.parametrize("max_negatives", [0, 2])
 def test_candidates(target: str, max_negatives: int) -> None:
-    goal = dataclasses.replace(FULL, distillation_target=target, alpha=1e-3, max_negatives=max_negatives)
-    assert_matches_reference(make_case() | {"candidates_V": torch.arange(61) % 3 == 0}, goal, slab_bytes=5000)
+    goal = dataclasses.replace(
+        FULL, distillation_target=target, alpha=1e-3, max_negatives=max_negatives
+    )
+    assert_matches_reference(
+        make_case() | {"candidates_V": torch.arange(61) % 3 == 0}, goal, slab_bytes=5000
+    )
 
 
 def test_no_negatives_is_plain_cross_entropy_exactly() -> None:
@@ -81,7 +93,9 @@ def test_no_negatives_is_plain_cross_entropy_exactly() -> None:
 @pytest.mark.parametrize("rank, alpha, count", [(1, 1.0, 1), (60, 1e-30, 60), (0, 1e-30, 60)])
 def test_one_negative_and_all(rank: int, alpha: float, count: int) -> None:
     case = make_case()
-    case["labels_N"] = (case["readout_KNH"].mean(0) @ case["lm_head_VH"].T).argsort(1, descending=True)[:, rank]
+    case["labels_N"] = (case["readout_KNH"].mean(0) @ case["lm_head_VH"].T).argsort(
+        1, descending=True
+    )[:, rank]
     actual = assert_matches_reference(case, dataclasses.replace(FULL, alpha=alpha))
     assert actual["stats"].tolist()[3:] == [7 * count, 0]
 
@@ -94,8 +108,12 @@ def test_ties_and_the_inclusive_threshold(cap: int) -> None:
     cut to the smallest ids. Row 1, h = (2, -1), y = 3: ten tokens tie at 1 and eleven lie at 3, S has 21."""
     head = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64).repeat(11, 1)
     hidden = torch.tensor([[1.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
-    case = {"hidden_NH": hidden, "readout_KNH": hidden.expand(2, 2, 2), "lm_head_VH": head,
-            "labels_N": torch.tensor([0, 3])}
+    case = {
+        "hidden_NH": hidden,
+        "readout_KNH": hidden.expand(2, 2, 2),
+        "lm_head_VH": head,
+        "labels_N": torch.tensor([0, 3]),
+    }
     goal = objective(beta=0.5, alpha=1.0, max_negatives=cap)
     actual = assert_matches_reference(case, goal)
     assert actual["stats"][3] == (cap if 0 < cap < 10 else 10) + min(cap or 99, 21)
@@ -116,7 +134,9 @@ def test_the_penalty_moves_the_loss_exactly_when_there_are_negatives() -> None:
     case["hidden_NH"] = case["hidden_NH"].abs()
     moved = {False: 0, True: 0}
     for row in range(40):
-        one = case | {name: case[name][..., row : row + 1, :] for name in ("hidden_NH", "readout_KNH")}
+        one = case | {
+            name: case[name][..., row : row + 1, :] for name in ("hidden_NH", "readout_KNH")
+        }
         one["labels_N"] = case["labels_N"][row : row + 1]
         loss, stats = cross_layer_loss(**one, objective=objective(beta=0.5, alpha=0.9))
         plain, _ = cross_layer_loss(**one, objective=SFT)
@@ -142,12 +162,22 @@ def test_new_token_rows_equal_a_materialised_head(target: str) -> None:
     assert_same(actual, inside)
 
 
-@pytest.mark.parametrize("frozen", [("lm_head_VH",), ("hidden_NH",), ("readout_KNH",), ("hidden_NH", "readout_KNH"),
-                                    ("lm_head_VH", "new_token_rows_RH", "hidden_NH")])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        ("lm_head_VH",),
+        ("hidden_NH",),
+        ("readout_KNH",),
+        ("hidden_NH", "readout_KNH"),
+        ("lm_head_VH", "new_token_rows_RH", "hidden_NH"),
+    ],
+)
 def test_gradients_only_where_wanted(frozen: tuple[str, ...]) -> None:
     case = with_new_tokens(make_case(), 3, 4)
     everything = run(case, FULL)
-    assert_same(run(case, FULL, frozen=frozen), {k: v for k, v in everything.items() if k not in frozen})
+    assert_same(
+        run(case, FULL, frozen=frozen), {k: v for k, v in everything.items() if k not in frozen}
+    )
 
 
 def test_distillation_teaches_the_readout_only() -> None:
@@ -156,12 +186,16 @@ def test_distillation_teaches_the_readout_only() -> None:
     once, twice = run(case, FULL), run(case, dataclasses.replace(FULL, distillation_weight=1.2))
     for name in ("hidden_NH", "lm_head_VH", "new_token_rows_RH"):
         torch.testing.assert_close(once[name], twice[name], rtol=1e-13, atol=1e-14)
-    torch.testing.assert_close(2 * once["readout_KNH"], twice["readout_KNH"], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        2 * once["readout_KNH"], twice["readout_KNH"], rtol=1e-12, atol=1e-14
+    )
 
 
 def test_non_contiguous_inputs() -> None:
     case = make_case(num_rows=5)
-    strided = {name: torch.stack([case[name]] * 2, -1)[..., 0] for name in (*TRAINED[:3], "labels_N")}
+    strided = {
+        name: torch.stack([case[name]] * 2, -1)[..., 0] for name in (*TRAINED[:3], "labels_N")
+    }
     strided["lm_head_VH"] = case["lm_head_VH"].T.contiguous().T
     assert not any(tensor.is_contiguous() for tensor in strided.values())
     leaves = {name: strided[name].requires_grad_() for name in TRAINED[:3]}
@@ -175,9 +209,9 @@ def test_second_backward_and_another_scale() -> None:
     case = make_case()
     hidden = case["hidden_NH"].requires_grad_()
     loss = cross_layer_loss(**case, objective=FULL)[0]
-    first, = torch.autograd.grad(loss, hidden, retain_graph=True)
-    second, = torch.autograd.grad(-3 * loss, hidden, retain_graph=True)
-    third, = torch.autograd.grad(loss, hidden)
+    (first,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    (second,) = torch.autograd.grad(-3 * loss, hidden, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, hidden)
     torch.testing.assert_close(second, -3 * first)
     assert torch.equal(first, third)
 
@@ -190,20 +224,35 @@ def test_evaluation_equals_training_and_makes_no_gradient(monkeypatch: pytest.Mo
     monkeypatch.delattr(head_gemm, "project_back")
     with torch.no_grad():
         loss, stats = cross_layer_loss(**case, objective=FULL)
-    assert loss == trained["loss"] and torch.equal(stats.double(), trained["stats"]) and not loss.requires_grad
+    assert (
+        loss == trained["loss"]
+        and torch.equal(stats.double(), trained["stats"])
+        and not loss.requires_grad
+    )
 
 
-@pytest.mark.parametrize("goal, learns", [
-    (SFT, ("hidden_NH", "lm_head_VH", "new_token_rows_RH")),
-    (objective(beta=0.7, reward_weight=0.4, alpha=0.3), ("hidden_NH",)),
-    (objective(beta=0.0, distillation_weight=0.6), ("readout_KNH",)),
-    (objective(beta=0.0, distillation_weight=0.6, distillation_target="per_layer"), ("readout_KNH",))])
+@pytest.mark.parametrize(
+    "goal, learns",
+    [
+        (SFT, ("hidden_NH", "lm_head_VH", "new_token_rows_RH")),
+        (objective(beta=0.7, reward_weight=0.4, alpha=0.3), ("hidden_NH",)),
+        (objective(beta=0.0, distillation_weight=0.6), ("readout_KNH",)),
+        (
+            objective(beta=0.0, distillation_weight=0.6, distillation_target="per_layer"),
+            ("readout_KNH",),
+        ),
+    ],
+)
 def test_gradcheck(goal: Objective, learns: tuple[str, ...]) -> None:
     """Finite differences, for the inputs that no stopped gradient (selection, weights, teacher) depends on."""
     case = with_new_tokens(make_case(3, 11, 4, 2), 7, 2)
     leaves = [case[name].requires_grad_() for name in learns]
     assert torch.autograd.gradcheck(
-        lambda *_: cross_layer_loss(**case, objective=goal, slab_bytes=300)[0], leaves, eps=1e-6, atol=1e-7)
+        lambda *_: cross_layer_loss(**case, objective=goal, slab_bytes=300)[0],
+        leaves,
+        eps=1e-6,
+        atol=1e-7,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -215,7 +264,10 @@ def test_rounding_error_is_that_of_the_naive_computation(dtype: torch.dtype, tar
         case[name] = case[name].to(dtype).double()
     goal = dataclasses.replace(FULL, distillation_target=target)
     exact = run(case, goal, backend="reference")
-    naive, fused = run(case, goal, backend="reference", dtype=dtype), run(case, goal, dtype=dtype, slab_bytes=20000)
+    naive, fused = (
+        run(case, goal, backend="reference", dtype=dtype),
+        run(case, goal, dtype=dtype, slab_bytes=20000),
+    )
     assert exact["stats"][3] == naive["stats"][3] == fused["stats"][3] > 0
     for name, value in exact.items():
         bound = 3 * (naive[name] - value).abs().max() + 1e-6 * value.abs().max()
@@ -225,7 +277,9 @@ def test_rounding_error_is_that_of_the_naive_computation(dtype: torch.dtype, tar
 def test_a_large_penalty_does_not_overflow_float32() -> None:
     """z_1 = 300, y at 0, beta = 1, w = 1: z'_1 = 600 and the loss is 600, though e^300 is infinite in float32."""
     states = torch.tensor([[0.0, 300.0]], requires_grad=True)
-    loss, _ = cross_layer_loss(states, states.detach()[None], torch.eye(2), torch.tensor([0]), objective=objective())
+    loss, _ = cross_layer_loss(
+        states, states.detach()[None], torch.eye(2), torch.tensor([0]), objective=objective()
+    )
     loss.backward()
     assert loss.item() == 600.0
     assert states.grad is not None and states.grad.tolist() == [[-1.0, 2.0]]
@@ -234,7 +288,10 @@ def test_a_large_penalty_does_not_overflow_float32() -> None:
 def slightly_larger_beta(original: Callable[..., Any]) -> Callable[..., Any]:
     def changed(*args: Any) -> Any:
         goal = args[-1].objective
-        return original(*args[:-1], args[-1]._replace(objective=dataclasses.replace(goal, beta=1.001 * goal.beta)))
+        return original(
+            *args[:-1],
+            args[-1]._replace(objective=dataclasses.replace(goal, beta=1.001 * goal.beta)),
+        )
 
     return changed
 
@@ -243,8 +300,10 @@ def slightly_larger_weight(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: original(*args[:-1], 1.0001 * args[-1])
 
 
-@pytest.mark.parametrize("name, change", [("_logit_gradient_", slightly_larger_beta),
-                                          ("_distil_", slightly_larger_weight)])
+@pytest.mark.parametrize(
+    "name, change",
+    [("_logit_gradient_", slightly_larger_beta), ("_distil_", slightly_larger_weight)],
+)
 def test_the_comparison_notices_a_wrong_gradient(
     monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[..., Any]
 ) -> None:
@@ -256,12 +315,19 @@ def test_the_comparison_notices_a_wrong_gradient(
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 3e-2),
-                                          (torch.float16, 1e-2)])
+@pytest.mark.parametrize(
+    "dtype, bound",
+    [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)],
+)
 def test_cuda_agrees_with_cpu(dtype: torch.dtype, bound: float) -> None:
     case = with_new_tokens(make_case(16, 507, 32, 4), 3, 500)
     case["labels_N"][3] = IGNORE_INDEX
-    expected, actual = run(case, FULL, dtype=dtype), run(case, FULL, dtype=dtype, device="cuda", slab_bytes=20000)
+    expected, actual = (
+        run(case, FULL, dtype=dtype),
+        run(case, FULL, dtype=dtype, device="cuda", slab_bytes=20000),
+    )
     for name, value in expected.items():
         if name != "stats":
-            torch.testing.assert_close(actual[name], value, rtol=bound, atol=bound * value.abs().max().item())
+            torch.testing.assert_close(
+                actual[name], value, rtol=bound, atol=bound * value.abs().max().item()
+            )

@@ -16,7 +16,9 @@ from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss
 pytest.importorskip("triton")
 from ilrec.ops import vocab_stream  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy mentions log(0) and the like
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # the interpreter's numpy mentions log(0) and the like
 
 GOALS = {
     "sft": SFT,
@@ -28,9 +30,13 @@ GOALS = {
     "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
     "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
     "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
-    "continuations": dataclasses.replace(FULL, reward_tokens="continuations", reward_temperature=0.7),
+    "continuations": dataclasses.replace(
+        FULL, reward_tokens="continuations", reward_temperature=0.7
+    ),
     "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
-    "limited and capped": objective(beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2),
+    "limited and capped": objective(
+        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
+    ),
     "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
 }
 
@@ -45,9 +51,17 @@ def test_values_and_gradients(goal: Objective, slab_bytes: int | None, triton_ba
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target", ["ensemble", "per_layer"])
-def test_low_precision_input_and_new_tokens(dtype: torch.dtype, target: str, triton_backend: str) -> None:
+def test_low_precision_input_and_new_tokens(
+    dtype: torch.dtype, target: str, triton_backend: str
+) -> None:
     goal = dataclasses.replace(FULL, distillation_target=target)
-    assert_exact(with_new_tokens(make_case(7, 507, 33, 4), 3, 500), goal, triton_backend, dtype, slab_bytes=10**5)
+    assert_exact(
+        with_new_tokens(make_case(7, 507, 33, 4), 3, 500),
+        goal,
+        triton_backend,
+        dtype,
+        slab_bytes=10**5,
+    )
 
 
 @pytest.mark.parametrize("target", ["ensemble", "per_layer"])
@@ -57,7 +71,9 @@ def test_candidates(target: str, max_negatives: int, first: int, triton_backend:
     """Every third token, or only those at the end: the first tiles then have none."""
     tokens = torch.arange(307)
     case = make_case(7, 307) | {"candidates_V": (tokens % 3 == 0) & (tokens >= first)}
-    goal = dataclasses.replace(FULL, distillation_target=target, alpha=1e-3, max_negatives=max_negatives)
+    goal = dataclasses.replace(
+        FULL, distillation_target=target, alpha=1e-3, max_negatives=max_negatives
+    )
     assert_exact(case, goal, triton_backend, slab_bytes=1)
 
 
@@ -69,7 +85,9 @@ def test_list_and_cap_full_and_overflowing(
     """Lists and cap of 8: labels at rank |S| with alpha just below 1 make S exactly the tokens before them."""
     monkeypatch.setattr(vocab_stream, "LIST_LENGTH", 8)
     case = make_case(4, 307)
-    case["labels_N"] = (case["readout_KNH"].mean(0) @ case["lm_head_VH"].T).argsort(1, descending=True)[:, num_negatives]
+    case["labels_N"] = (case["readout_KNH"].mean(0) @ case["lm_head_VH"].T).argsort(
+        1, descending=True
+    )[:, num_negatives]
     goal = dataclasses.replace(FULL, alpha=1 - 1e-6, max_negatives=max_negatives)
     actual = assert_exact(case, goal, triton_backend, slab_bytes=5000)
     kept = min(num_negatives, max_negatives or num_negatives)
@@ -81,41 +99,80 @@ def test_ties_and_the_inclusive_threshold(cap: int, triton_backend: str) -> None
     """As in test_row_slab: small integers make logits exact, the label ties with ten others."""
     head = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64).repeat(11, 1)
     hidden = torch.tensor([[1.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
-    case = {"hidden_NH": hidden, "readout_KNH": hidden.expand(2, 2, 2), "lm_head_VH": head, "labels_N": torch.tensor([0, 3])}
+    case = {
+        "hidden_NH": hidden,
+        "readout_KNH": hidden.expand(2, 2, 2),
+        "lm_head_VH": head,
+        "labels_N": torch.tensor([0, 3]),
+    }
     actual = assert_exact(case, objective(beta=0.5, alpha=1.0, max_negatives=cap), triton_backend)
     assert actual["stats"][3] == (cap if 0 < cap < 10 else 10) + min(cap or 99, 21)
 
 
 def test_minus_infinity_and_huge_logits(backend: str) -> None:
     """h = (1e30, 1), head rows (-1e10, x) give logits of -1e40: -inf in float32. Others are near 1e4: e^z overflows."""
-    head = torch.tensor([[0.0, 1e4], [-1e10, 1.0], [0.0, 1e4 - 2], [0.0, -1e4], [-1e10, -3.0]], dtype=torch.float64)
+    head = torch.tensor(
+        [[0.0, 1e4], [-1e10, 1.0], [0.0, 1e4 - 2], [0.0, -1e4], [-1e10, -3.0]], dtype=torch.float64
+    )
     states = torch.tensor([[1e30, 1.0], [1e30, 1.0]], dtype=torch.float64)
-    case = {"hidden_NH": states, "readout_KNH": torch.stack([states, states]), "lm_head_VH": head, "labels_N": torch.tensor([0, 2]),
-            "token_rewards": (torch.tensor([0, 3, 5]), torch.tensor([0, 1, 2, 2, 4]), torch.full((5,), 0.2, dtype=torch.float64))}
+    case = {
+        "hidden_NH": states,
+        "readout_KNH": torch.stack([states, states]),
+        "lm_head_VH": head,
+        "labels_N": torch.tensor([0, 2]),
+        "token_rewards": (
+            torch.tensor([0, 3, 5]),
+            torch.tensor([0, 1, 2, 2, 4]),
+            torch.full((5,), 0.2, dtype=torch.float64),
+        ),
+    }
     leaves = {name: case[name].float().requires_grad_() for name in TRAINED[:2]}
     inputs = case | leaves | {"lm_head_VH": head.float()}
-    loss, stats = cross_layer_loss(**inputs, objective=dataclasses.replace(FULL, alpha=1e-6), backend=backend)
+    loss, stats = cross_layer_loss(
+        **inputs, objective=dataclasses.replace(FULL, alpha=1e-6), backend=backend
+    )
     loss.backward()
     exact = run(case, dataclasses.replace(FULL, alpha=1e-6), "reference")
     torch.testing.assert_close(stats.double(), exact["stats"], rtol=1e-6, atol=1e-4)
     assert stats[3] == 2  # tokens 0 and 2 are each other's negatives
-    for name, leaf in leaves.items():  # the column of 1e4: float32 rounds such logits to 1e-3. The other overflows by itself
-        torch.testing.assert_close(leaf.grad[..., 1].double(), exact[name][..., 1], rtol=1e-3, atol=1e-2)
+    for (
+        name,
+        leaf,
+    ) in (
+        leaves.items()
+    ):  # the column of 1e4: float32 rounds such logits to 1e-3. The other overflows by itself
+        torch.testing.assert_close(
+            leaf.grad[..., 1].double(), exact[name][..., 1], rtol=1e-3, atol=1e-2
+        )
 
 
 @pytest.mark.parametrize("rewards", ["no entries", "zeros"])
 def test_rows_without_reward(rewards: str, triton_backend: str) -> None:
     case, plain = make_case(), run(make_case(), objective(), triton_backend, torch.float32)
     offsets, token_ids, values = case["token_rewards"]
-    case["token_rewards"] = (0 * offsets, token_ids[:0], values[:0]) if rewards == "no entries" else (offsets, token_ids, 0 * values)
+    case["token_rewards"] = (
+        (0 * offsets, token_ids[:0], values[:0])
+        if rewards == "no entries"
+        else (offsets, token_ids, 0 * values)
+    )
     actual = run(case, objective(reward_weight=0.4), triton_backend, torch.float32)
     assert actual["stats"][2] == 0
     torch.testing.assert_close(actual["hidden_NH"], plain["hidden_NH"], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("frozen", [("lm_head_VH",), ("hidden_NH",), ("readout_KNH",), ("hidden_NH", "readout_KNH"),
-                                    ("lm_head_VH", "new_token_rows_RH", "hidden_NH")])
-def test_gradients_only_where_wanted(frozen: tuple[str, ...], triton_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        ("lm_head_VH",),
+        ("hidden_NH",),
+        ("readout_KNH",),
+        ("hidden_NH", "readout_KNH"),
+        ("lm_head_VH", "new_token_rows_RH", "hidden_NH"),
+    ],
+)
+def test_gradients_only_where_wanted(
+    frozen: tuple[str, ...], triton_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a list of 2, so that some rows of vocab_stream go to row_slab."""
     monkeypatch.setattr(vocab_stream, "LIST_LENGTH", 2)
     case = with_new_tokens(make_case(), 3, 4)
@@ -129,7 +186,9 @@ def test_gradients_only_where_wanted(frozen: tuple[str, ...], triton_backend: st
 def test_the_same_bits_again(triton_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocab_stream, "LIST_LENGTH", 4)
     case = with_new_tokens(make_case(9, 307), 3, 4)
-    first, second = (run(case, FULL, triton_backend, torch.float32, slab_bytes=20000) for _ in range(2))
+    first, second = (
+        run(case, FULL, triton_backend, torch.float32, slab_bytes=20000) for _ in range(2)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -144,7 +203,9 @@ def test_evaluation_equals_training(triton_backend: str) -> None:
 
 def test_kernels_compile_for_a_gpu() -> None:
     """The interpreter accepts what the compiler refuses (types that change within a loop). Compiling needs no GPU."""
-    result = launch("python", str(Path(__file__).parent / "compile_kernels.py"), PYTHONPATH=str(ROOT))
+    result = launch(
+        "python", str(Path(__file__).parent / "compile_kernels.py"), PYTHONPATH=str(ROOT)
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.split() == ["sm_80", "sm_90"]
 
@@ -153,7 +214,9 @@ def test_kernels_compile_for_a_gpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["row_slab", "vocab_stream"])
 @pytest.mark.parametrize("goal", GOALS.values(), ids=GOALS)
-@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
+@pytest.mark.parametrize(
+    "dtype, bound", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)]
+)
 def test_cuda_agrees_with_cpu(name: str, goal: Objective, dtype: torch.dtype, bound: float) -> None:
     case = with_new_tokens(make_case(16, 507, 32, 4), 3, 500)
     case["labels_N"][3] = IGNORE_INDEX
@@ -162,4 +225,10 @@ def test_cuda_agrees_with_cpu(name: str, goal: Objective, dtype: torch.dtype, bo
     for key, value in expected.items():
         if key != "stats" and value.numel():
             scale = max(value.abs().max().item(), math.ulp(1.0))
-            torch.testing.assert_close(actual[key], value, rtol=bound, atol=bound * scale, msg=lambda text, k=key: f"{k}: {text}")
+            torch.testing.assert_close(
+                actual[key],
+                value,
+                rtol=bound,
+                atol=bound * scale,
+                msg=lambda text, k=key: f"{k}: {text}",
+            )

@@ -9,15 +9,30 @@ from ilrec.ranking.beam_search import trie_beam_search
 
 EOS = 19
 # Lengths 1 to 3 before the end token; items 4 and 5 are spelled alike.
-SEQUENCES = [[3, 7, 1, EOS], [3, 7, 2, EOS], [3, 8, EOS], [4, EOS], [5, 6, 1, EOS], [5, 6, 1, EOS], [5, 7, EOS], [3, 1, 1, EOS]]
+SEQUENCES = [
+    [3, 7, 1, EOS],
+    [3, 7, 2, EOS],
+    [3, 8, EOS],
+    [4, EOS],
+    [5, 6, 1, EOS],
+    [5, 6, 1, EOS],
+    [5, 7, EOS],
+    [3, 1, 1, EOS],
+]
 PROMPTS = [[10, 11, 12, 13, 14], [12], [15, 15, 10]]
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=20,
-                         initializer_range=0.3)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=20,
+        initializer_range=0.3,
+    )
     return LlamaForCausalLM(config).double().eval()
 
 
@@ -33,27 +48,37 @@ def exhaustive(model, prompt):
     scores = []
     for sequence in SEQUENCES:
         logps = model(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
-        scores.append(sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(sequence)))
+        scores.append(
+            sum(logps[len(prompt) + i - 1, token].item() for i, token in enumerate(sequence))
+        )
     return torch.tensor(scores, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("num_beams", [8, 12])
 def test_as_many_beams_as_items_is_exhaustive(model, num_beams):
-    items, scores = trie_beam_search(model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams)
+    items, scores = trie_beam_search(
+        model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams
+    )
     for row, prompt in enumerate(PROMPTS):
         expected = exhaustive(model, prompt)
         best = sorted(range(8), key=lambda i: (-round(expected[i].item(), 9), i))
         assert items[row, :8].tolist() == best
         torch.testing.assert_close(scores[row, :8], expected[best], rtol=0, atol=1e-9)
-        assert items[row, 8:].tolist() == [-1] * (num_beams - 8) and scores[row, 8:].isneginf().all()
+        assert (
+            items[row, 8:].tolist() == [-1] * (num_beams - 8) and scores[row, 8:].isneginf().all()
+        )
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 3])
 def test_fewer_beams_score_their_items_right(model, num_beams):
-    items, scores = trie_beam_search(model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams)
+    items, scores = trie_beam_search(
+        model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams
+    )
     for row, prompt in enumerate(PROMPTS):
         assert len(set(items[row].tolist())) == num_beams and (items[row] >= 0).all()
-        torch.testing.assert_close(scores[row], exhaustive(model, prompt)[items[row]], rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            scores[row], exhaustive(model, prompt)[items[row]], rtol=0, atol=1e-9
+        )
         assert scores[row].diff().le(1e-12).all()
 
 
@@ -70,8 +95,12 @@ def test_padding_and_company_do_not_matter(model):
 def test_excluded_items_take_no_beam(model, num_beams):
     """None for the first user; one leaf's first item, a whole branch; everything. Two beams find as many items as are left."""
     excluded = [[], [4, 2, 0, 1, 7, 3], list(range(8))]
-    items, scores = trie_beam_search(model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams, excluded)
-    free, _ = trie_beam_search(model, *left_padded(PROMPTS[:1]), ItemTrie.from_sequences(SEQUENCES), num_beams)
+    items, scores = trie_beam_search(
+        model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams, excluded
+    )
+    free, _ = trie_beam_search(
+        model, *left_padded(PROMPTS[:1]), ItemTrie.from_sequences(SEQUENCES), num_beams
+    )
     assert items[0].tolist() == free[0].tolist()
     expected = exhaustive(model, PROMPTS[1])
     found = set(items[1].tolist()) - {-1}  # 4 and 5 share a leaf
@@ -81,5 +110,7 @@ def test_excluded_items_take_no_beam(model, num_beams):
 
 
 def test_one_item_needs_one_beam(model):
-    items, _ = trie_beam_search(model, *left_padded(PROMPTS), ItemTrie.from_sequences([[4, EOS]]), 2)
+    items, _ = trie_beam_search(
+        model, *left_padded(PROMPTS), ItemTrie.from_sequences([[4, EOS]]), 2
+    )
     assert items.tolist() == [[0, -1]] * 3

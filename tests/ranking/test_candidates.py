@@ -4,13 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists, drop_history_from_scores, rank_by_scores
+from ilrec.ranking.candidates import (
+    choose_candidates,
+    drop_history_from_lists,
+    drop_history_from_scores,
+    rank_by_scores,
+)
 from ilrec.ranking.metrics import NOT_RANKED, ranks_from_lists
 
 HISTORIES = [np.array([0, 2]), np.array([], dtype=np.int32), np.array([3])]
 
 
-@pytest.mark.parametrize(("sequences", "chosen"), [([[0, 1], [1, 0]], "unseen"), ([[0, 1], [1, 1]], "all"), ([], "unseen")])
+@pytest.mark.parametrize(
+    ("sequences", "chosen"),
+    [([[0, 1], [1, 0]], "unseen"), ([[0, 1], [1, 1]], "all"), ([], "unseen")],
+)
 def test_the_data_decides(sequences, chosen):
     assert choose_candidates("auto", [np.array(sequence) for sequence in sequences]) == chosen
     assert choose_candidates("all", sequences) == "all"
@@ -23,7 +31,11 @@ def test_lists_and_scores_agree():
     assert kept.tolist() == [[-1, -1, 3, 1], [0, 2, 3, 1], [0, 2, -1, 1]]
     targets = np.array([1, 1, 2])
     by_lists = ranks_from_lists(kept, scores.gather(1, items), torch.from_numpy(targets))
-    assert by_lists.tolist() == rank_by_scores(HISTORIES, targets, lambda histories: scores, "unseen").tolist() == [2, 4, 2]
+    assert (
+        by_lists.tolist()
+        == rank_by_scores(HISTORIES, targets, lambda histories: scores, "unseen").tolist()
+        == [2, 4, 2]
+    )
     assert rank_by_scores(HISTORIES, targets, lambda histories: scores, "all").tolist() == [4, 4, 2]
 
 
@@ -31,9 +43,15 @@ def test_the_callers_scores_are_left_alone():
     """Popularity hands out one row for all users."""
     row = torch.arange(4.0)
     dropped = drop_history_from_scores(row.expand(3, -1), HISTORIES)
-    assert row.tolist() == [0, 1, 2, 3] and dropped[0].tolist() == [-torch.inf, 1, -torch.inf, 3] and dropped[1].equal(row)
+    assert (
+        row.tolist() == [0, 1, 2, 3]
+        and dropped[0].tolist() == [-torch.inf, 1, -torch.inf, 3]
+        and dropped[1].equal(row)
+    )
 
 
 def test_a_target_of_the_history_is_a_miss():
     kept = drop_history_from_lists(torch.tensor([[3, 1]]), [[3]])
-    assert ranks_from_lists(kept, torch.tensor([[0.9, 0.1]]), torch.tensor([3])).tolist() == [NOT_RANKED]
+    assert ranks_from_lists(kept, torch.tensor([[0.9, 0.1]]), torch.tensor([3])).tolist() == [
+        NOT_RANKED
+    ]

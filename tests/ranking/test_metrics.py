@@ -15,8 +15,15 @@ def test_ranks_from_scores_count_ties_against_the_target():
 def test_ranks_from_lists():
     """Row 0: second. Row 1: tied with the first (one leaf): rank 2. Row 2: absent. Row 3: padding does not count."""
     items = torch.tensor([[4, 7, 1], [4, 7, 1], [4, 7, 1], [7, -1, -1]])
-    scores = torch.tensor([[-1.0, -2, -3], [-1, -1, -3], [-1, -2, -3], [-1, -torch.inf, -torch.inf]])
-    assert ranks_from_lists(items, scores, torch.tensor([7, 4, 9, 7])).tolist() == [2, 2, NOT_RANKED, 1]
+    scores = torch.tensor(
+        [[-1.0, -2, -3], [-1, -1, -3], [-1, -2, -3], [-1, -torch.inf, -torch.inf]]
+    )
+    assert ranks_from_lists(items, scores, torch.tensor([7, 4, 9, 7])).tolist() == [
+        2,
+        2,
+        NOT_RANKED,
+        1,
+    ]
 
 
 def test_metrics_by_hand():
@@ -25,8 +32,17 @@ def test_metrics_by_hand():
     ndcg@5 = (1 + 1/log2 3) / 4 = (1 + .63093) / 4 = .407732; ndcg@10 adds 1/log2 7 = .356207: .496784.
     """
     metrics = ranking_metrics(torch.tensor([1, 2, 6, NOT_RANKED]), (1, 5, 10))
-    assert metrics == pytest.approx({"hit@1": 0.25, "hit@5": 0.5, "hit@10": 0.75,
-                                     "ndcg@1": 0.25, "ndcg@5": 0.407732, "ndcg@10": 0.496784}, abs=1e-6)
+    assert metrics == pytest.approx(
+        {
+            "hit@1": 0.25,
+            "hit@5": 0.5,
+            "hit@10": 0.75,
+            "ndcg@1": 0.25,
+            "ndcg@5": 0.407732,
+            "ndcg@10": 0.496784,
+        },
+        abs=1e-6,
+    )
 
 
 def test_nan_is_refused():

@@ -18,12 +18,27 @@ IDS = torch.arange(12)[None] % 50
 def make_model(kind: str, dtype: torch.dtype):
     """As wide as logits of some size need, with the token rows that training adds."""
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=2000,
-                         tie_word_embeddings=kind == "tied", initializer_range=0.2)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=2000,
+        tie_word_embeddings=kind == "tied",
+        initializer_range=0.2,
+    )
     model = LlamaForCausalLM(config)
     if kind == "token rows":
         rows = {"embed_tokens": NEW_TOKENS, "lm_head": NEW_TOKENS}
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", trainable_token_indices=rows))
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=4,
+                target_modules="all-linear",
+                trainable_token_indices=rows,
+            ),
+        )
         for name, parameter in model.named_parameters():
             if "trainable_tokens_delta" in name:
                 torch.nn.init.normal_(parameter)
@@ -40,9 +55,19 @@ def test_logits_are_the_exact_product_of_states_and_weights(kind, dtype):
     logits = model(IDS, logits_to_keep=3).logits
     base = plain.get_base_model() if kind == "token rows" else plain
     hidden = base.get_decoder()(IDS)[0][:, -3:]
-    weight = base.get_output_embeddings().weight if kind != "token rows" else base.lm_head.token_adapter.get_merged_weights(["default"])
-    assert logits.dtype == torch.promote_types(dtype, torch.float32) and logits.shape == (1, 3, 2000)
-    torch.testing.assert_close(logits.double(), hidden.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
+    weight = (
+        base.get_output_embeddings().weight
+        if kind != "token rows"
+        else base.lm_head.token_adapter.get_merged_weights(["default"])
+    )
+    assert logits.dtype == torch.promote_types(dtype, torch.float32) and logits.shape == (
+        1,
+        3,
+        2000,
+    )
+    torch.testing.assert_close(
+        logits.double(), hidden.double() @ weight.double().T, rtol=1e-5, atol=1e-5
+    )
     assert model.dtype == dtype and base.get_input_embeddings()(IDS).dtype == dtype
 
 

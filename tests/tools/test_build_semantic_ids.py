@@ -14,18 +14,33 @@ from conftest import NUM_ITEMS
 from ilrec.errors import InputError
 
 
-def build(data: Path, directory: Path, ids: list[str] | None, rows: np.ndarray) -> dict[str, list[str]]:
+def build(
+    data: Path, directory: Path, ids: list[str] | None, rows: np.ndarray
+) -> dict[str, list[str]]:
     directory.mkdir()
     np.save(directory / "mine.npy", rows)
     if ids is not None:
         (directory / "mine.ids.json").write_text(json.dumps(ids))
-    main(["--data", str(data), "--embeddings", str(directory / "mine.npy"), "--codebook_size", "4",
-          "--output", str(directory / "ids.index.json")])
+    main(
+        [
+            "--data",
+            str(data),
+            "--embeddings",
+            str(directory / "mine.npy"),
+            "--codebook_size",
+            "4",
+            "--output",
+            str(directory / "ids.index.json"),
+        ]
+    )
     return json.loads((directory / "ids.index.json").read_text())
 
 
 def test_rows_in_another_order_give_the_same_ids(data, tmp_path):
-    ids, rows = [str(item) for item in range(NUM_ITEMS)], np.random.default_rng(0).normal(size=(NUM_ITEMS, 4))
+    ids, rows = (
+        [str(item) for item in range(NUM_ITEMS)],
+        np.random.default_rng(0).normal(size=(NUM_ITEMS, 4)),
+    )
     order = np.random.default_rng(1).permutation(NUM_ITEMS)
     one = build(data, tmp_path / "one", ids, rows)
     assert build(data, tmp_path / "other", [ids[item] for item in order], rows[order]) == one
@@ -33,6 +48,9 @@ def test_rows_in_another_order_give_the_same_ids(data, tmp_path):
 
 
 def test_an_array_alone_is_refused(data, tmp_path):
-    with pytest.raises(InputError, match=r"mine\.ids\.json: no such file, so that nothing says which row is which item"):
+    with pytest.raises(
+        InputError,
+        match=r"mine\.ids\.json: no such file, so that nothing says which row is which item",
+    ):
         build(data, tmp_path / "bare", None, np.zeros((NUM_ITEMS, 4)))
     assert not (tmp_path / "bare" / "ids.index.json").exists()

@@ -40,7 +40,9 @@ def checkpoint(output_dir: Path, step: int) -> Path:
 def test_a_manifest_describes_every_file(tmp_path):
     path = checkpoint(tmp_path, 3)
     manifest = json.loads((path / MANIFEST).read_text())
-    assert manifest["step"] == 3 and manifest["world_size"] == 1 and manifest["identity"] == IDENTITY
+    assert (
+        manifest["step"] == 3 and manifest["world_size"] == 1 and manifest["identity"] == IDENTITY
+    )
     sizes = {name: entry["size"] for name, entry in manifest["files"].items()}
     assert sizes == {"global_step3/optimizer.pt": 15, "weights.safetensors": 7}
     assert not staging(tmp_path).exists(), "it was renamed into place, and what held it is gone"
@@ -66,14 +68,32 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm, reason", [
-    (lambda path: (path / MANIFEST).unlink(), f"is incomplete: no {MANIFEST} in it"),
-    (lambda path: (path / MANIFEST).write_text('{"files": {'), f"is damaged: its {MANIFEST} cannot be read"),
-    (lambda path: (path / MANIFEST).write_text("[]"), f"is damaged: its {MANIFEST} cannot be read"),
-    (lambda path: (path / "weights.safetensors").unlink(), "is damaged: weights.safetensors is missing"),
-    (lambda path: cut(path / "global_step10/optimizer.pt"), "is damaged: global_step10/optimizer.pt has 49 bytes, expected 50"),
-    (lambda path: flip(path / "weights.safetensors"), f"is damaged: weights.safetensors does not fit the SHA-256 in {MANIFEST}"),
-])
+@pytest.mark.parametrize(
+    "harm, reason",
+    [
+        (lambda path: (path / MANIFEST).unlink(), f"is incomplete: no {MANIFEST} in it"),
+        (
+            lambda path: (path / MANIFEST).write_text('{"files": {'),
+            f"is damaged: its {MANIFEST} cannot be read",
+        ),
+        (
+            lambda path: (path / MANIFEST).write_text("[]"),
+            f"is damaged: its {MANIFEST} cannot be read",
+        ),
+        (
+            lambda path: (path / "weights.safetensors").unlink(),
+            "is damaged: weights.safetensors is missing",
+        ),
+        (
+            lambda path: cut(path / "global_step10/optimizer.pt"),
+            "is damaged: global_step10/optimizer.pt has 49 bytes, expected 50",
+        ),
+        (
+            lambda path: flip(path / "weights.safetensors"),
+            f"is damaged: weights.safetensors does not fit the SHA-256 in {MANIFEST}",
+        ),
+    ],
+)
 def test_a_bad_one_is_skipped_with_the_reason_and_refused_by_name(harm, reason, tmp_path, caplog):
     older, bad = checkpoint(tmp_path, 5), checkpoint(tmp_path, 10)
     harm(bad)
@@ -96,20 +116,29 @@ def test_a_named_one_may_lie_elsewhere_and_must_be_there(tmp_path):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-4"), IDENTITY)
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"seed": 1}, "seed: 0 there, 1 now"),
-    ({"beta": 0.9, "seed": 1}, "seed: 0 there, 1 now; beta: 0.1 there, 0.9 now"),
-    ({"data": {"path": "d", "sha256": "cd34" * 16}}, r"data: d \(sha256 ab12ab12ab12...\) there, d \(sha256 cd34cd34cd34...\) now"),
-    ({"gguf": {"path": "g", "sha256": "0" * 64}}, "gguf: none there, g .* now"),
-    ({"beta": None}, "beta: 0.1 there, none now"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"beta": 0.9, "seed": 1}, "seed: 0 there, 1 now; beta: 0.1 there, 0.9 now"),
+        (
+            {"data": {"path": "d", "sha256": "cd34" * 16}},
+            r"data: d \(sha256 ab12ab12ab12...\) there, d \(sha256 cd34cd34cd34...\) now",
+        ),
+        ({"gguf": {"path": "g", "sha256": "0" * 64}}, "gguf: none there, g .* now"),
+        ({"beta": None}, "beta: 0.1 there, none now"),
+    ],
+)
 @pytest.mark.parametrize("resume", ["auto", "checkpoint-5"])
 def test_another_run_is_refused_with_both_values(change, said, resume, tmp_path):
     """Before its files are read: they need not even be whole."""
     flip(checkpoint(tmp_path, 5) / "weights.safetensors")
     named = resume if resume == "auto" else str(tmp_path / resume)
-    with pytest.raises(InputError, match=f"checkpoint-5 was trained with other settings than these: {said}. Put back .* another "
-                                         "--output_dir, or --resume never"):
+    with pytest.raises(
+        InputError,
+        match=f"checkpoint-5 was trained with other settings than these: {said}. Put back .* another "
+        "--output_dir, or --resume never",
+    ):
         find_checkpoint(tmp_path, named, {**IDENTITY, **change})
 
 
@@ -122,20 +151,32 @@ def test_where_the_same_thing_lies_does_not_matter(tmp_path):
 
 def test_a_finished_run_without_checkpoints_is_another_run_too(tmp_path):
     checkpoint(tmp_path, 5).rename(tmp_path / FINAL)
-    with pytest.raises(InputError, match=r"final was trained with other settings than these: beta: 0.1 there, 0.9 now"):
+    with pytest.raises(
+        InputError,
+        match=r"final was trained with other settings than these: beta: 0.1 there, 0.9 now",
+    ):
         find_checkpoint(tmp_path, "auto", {**IDENTITY, "beta": 0.9})
     assert find_checkpoint(tmp_path, "auto", IDENTITY) is None
     assert find_checkpoint(tmp_path, "never", {**IDENTITY, "beta": 0.9}) is None
 
 
-@pytest.mark.parametrize("recorded, said", [(None, "what it was trained with"), ({"seed": 0}, "beta")])
-def test_what_an_older_version_did_not_record_is_taken_where_it_is_named(recorded, said, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "recorded, said", [(None, "what it was trained with"), ({"seed": 0}, "beta")]
+)
+def test_what_an_older_version_did_not_record_is_taken_where_it_is_named(
+    recorded, said, tmp_path, caplog
+):
     path = checkpoint(tmp_path, 5)
     manifest = json.loads((path / MANIFEST).read_text())
     manifest.pop("identity")
-    (path / MANIFEST).write_text(json.dumps(manifest | ({"identity": recorded} if recorded else {})))
+    (path / MANIFEST).write_text(
+        json.dumps(manifest | ({"identity": recorded} if recorded else {}))
+    )
     now = {"seed": 0, "beta": 0.9}
-    with pytest.raises(InputError, match=f"checkpoint-5 does not record {said}: an older version wrote it. .* --resume CHECKPOINT"):
+    with pytest.raises(
+        InputError,
+        match=f"checkpoint-5 does not record {said}: an older version wrote it. .* --resume CHECKPOINT",
+    ):
         find_checkpoint(tmp_path, "auto", now)
     assert find_checkpoint(tmp_path, str(path), now) == str(path)
     assert "does not record beta" in caplog.text and "taken because it was named" in caplog.text
@@ -185,7 +226,9 @@ def test_a_directory_without_results_is_left_as_it_is(tmp_path):
 def test_what_a_run_starts_from_is_not_moved_away(tmp_path):
     checkpoint(tmp_path, 5)
     (tmp_path / FINAL).mkdir()
-    with pytest.raises(InputError, match="model: .*final lies in .*, where this run would take its place"):
+    with pytest.raises(
+        InputError, match="model: .*final lies in .*, where this run would take its place"
+    ):
         set_aside(tmp_path, None, ["hub/name", str(tmp_path / FINAL)])
     assert names(tmp_path) == {"checkpoint-5", FINAL}
 
@@ -193,7 +236,10 @@ def test_what_a_run_starts_from_is_not_moved_away(tmp_path):
 def test_unfinished_ones_are_removed_and_said(tmp_path, caplog):
     (staging(tmp_path) / "checkpoint-3").mkdir(parents=True)
     forget_unfinished(tmp_path)
-    assert not staging(tmp_path).exists() and "a checkpoint that was not finished is removed" in caplog.text
+    assert (
+        not staging(tmp_path).exists()
+        and "a checkpoint that was not finished is removed" in caplog.text
+    )
 
 
 def test_a_clean_end_is_no_unfinished_checkpoint(tmp_path, caplog):
@@ -209,7 +255,10 @@ def test_the_last_complete_one_stays(tmp_path):
         checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-8").mkdir()
     remove_old(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
     (tmp_path / "checkpoint-6" / MANIFEST).unlink()
     remove_old(tmp_path, 1)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
@@ -217,24 +266,43 @@ def test_the_last_complete_one_stays(tmp_path):
     assert (tmp_path / "checkpoint-4").exists(), "0: all are kept"
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "quota"),
-                                   RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "quota"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+    ],
+)
 def test_a_full_disk_is_one_message(error, tmp_path):
     checkpoint(tmp_path, 2)
-    with pytest.raises(InputError, match="no space left on the disk.*checkpoint-2 is intact") as caught, full_disk_is_said(tmp_path):
+    with (
+        pytest.raises(
+            InputError, match="no space left on the disk.*checkpoint-2 is intact"
+        ) as caught,
+        full_disk_is_said(tmp_path),
+    ):
         raise error
-    assert f"({error}; " in str(caught.value) and " MB free)" in str(caught.value), "what the writer says itself is shown"
+    assert f"({error}; " in str(caught.value) and " MB free)" in str(caught.value), (
+        "what the writer says itself is shown"
+    )
     with pytest.raises(RuntimeError, match="something else"), full_disk_is_said(tmp_path):
         raise RuntimeError("something else")
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     """The first in a process of its own, which is then killed: the kernel gives the lock back."""
-    hold = ("import sys, time; from ilrec.training.checkpoints import RunLock\n"
-            "lock = RunLock(sys.argv[1]); print(1, flush=True); time.sleep(60)")
-    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+    hold = (
+        "import sys, time; from ilrec.training.checkpoints import RunLock\n"
+        "lock = RunLock(sys.argv[1]); print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as first:
         assert first.stdout.readline() == "1\n"
-        with pytest.raises(InputError, match=rf"another run is at work in it \(process {first.pid} on .*, since 20"):
+        with pytest.raises(
+            InputError, match=rf"another run is at work in it \(process {first.pid} on .*, since 20"
+        ):
             RunLock(tmp_path)
         first.kill()
     RunLock(tmp_path)

@@ -13,7 +13,11 @@ from ilrec.errors import InputError
 from ilrec.training import zero3
 from ilrec.training.zero3 import check_saved, read_ds_config
 
-SETTINGS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
+SETTINGS = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 1.0,
+}
 SHIPPED = sorted((Path(__file__).parent.parent.parent / "ds_configs").glob("*.json"))
 
 
@@ -29,21 +33,35 @@ def test_shipped_configs_fit_any_recipe(path, dtype):
     assert read_ds_config(path, SETTINGS, dtype, 8)["zero_optimization"]["stage"] in (2, 3)
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({"train_micro_batch_size_per_gpu": 8}, "ds.json: train_micro_batch_size_per_gpu = 8 contradicts per_device_train_batch_size = 4"),
-    ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps = 1 contradicts gradient_accumulation_steps = 2"),
-    ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5 contradicts max_grad_norm = 1.0"),
-    ({"train_batch_size": 8}, r"train_batch_size = 8 contradicts the recipe: .* x 2 ranks = 16"),
-    ({"bf16": {"enabled": True}}, "bf16.enabled = true contradicts dtype float32"),
-    ({"fp16": {"enabled": True}}, "fp16.enabled = true contradicts dtype float32"),
-])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"train_micro_batch_size_per_gpu": 8},
+            "ds.json: train_micro_batch_size_per_gpu = 8 contradicts per_device_train_batch_size = 4",
+        ),
+        (
+            {"gradient_accumulation_steps": 1},
+            "gradient_accumulation_steps = 1 contradicts gradient_accumulation_steps = 2",
+        ),
+        ({"gradient_clipping": 0.5}, "gradient_clipping = 0.5 contradicts max_grad_norm = 1.0"),
+        (
+            {"train_batch_size": 8},
+            r"train_batch_size = 8 contradicts the recipe: .* x 2 ranks = 16",
+        ),
+        ({"bf16": {"enabled": True}}, "bf16.enabled = true contradicts dtype float32"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled = true contradicts dtype float32"),
+    ],
+)
 def test_contradictions(tmp_path, config, message):
     with pytest.raises(InputError, match=message):
         read_ds_config(written(tmp_path, **config), SETTINGS, torch.float32, 2)
 
 
 def test_agreeing_numbers_are_accepted(tmp_path):
-    path = written(tmp_path, train_batch_size=16, train_micro_batch_size_per_gpu=4, bf16={"enabled": False})
+    path = written(
+        tmp_path, train_batch_size=16, train_micro_batch_size_per_gpu=4, bf16={"enabled": False}
+    )
     assert read_ds_config(path, SETTINGS, torch.float32, 2)["train_batch_size"] == 16
 
 
@@ -83,10 +101,15 @@ def test_nothing_that_a_checkpoint_holds_is_run(tmp_path):
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
     torch.save({"scaler": LossScaler(1.0), "weights": torch.ones(2)}, tmp_path / "good.pt")
-    torch.save({"weights": torch.ones(2), "more": Evil(f"touch '{tmp_path}/ran'")}, tmp_path / "evil.pt")
+    torch.save(
+        {"weights": torch.ones(2), "more": Evil(f"touch '{tmp_path}/ran'")}, tmp_path / "evil.pt"
+    )
     with zero3.weights_only("checkpoint-5"):
         assert torch.load(tmp_path / "good.pt", weights_only=False)["weights"].sum() == 2
-    with pytest.raises(InputError, match=r"checkpoint-5 holds a pickle of \S*system, which"), zero3.weights_only("checkpoint-5"):
+    with (
+        pytest.raises(InputError, match=r"checkpoint-5 holds a pickle of \S*system, which"),
+        zero3.weights_only("checkpoint-5"),
+    ):
         torch.load(tmp_path / "evil.pt", weights_only=False)
     assert not (tmp_path / "ran").exists() and zero3.FORCE_WEIGHTS_ONLY not in os.environ
 
@@ -108,4 +131,7 @@ def test_a_lock_that_a_killed_compiler_left_is_named(tmp_path, monkeypatch, capl
     (tmp_path / "deepspeed_shm_comm").mkdir()
     (tmp_path / "deepspeed_shm_comm" / "lock").touch()
     zero3.warn_of_compile_locks()
-    assert "deepspeed_shm_comm/lock: an extension is being compiled" in caplog.text and "remove the file" in caplog.text
+    assert (
+        "deepspeed_shm_comm/lock: an extension is being compiled" in caplog.text
+        and "remove the file" in caplog.text
+    )

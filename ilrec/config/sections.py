@@ -1,0 +1,368 @@
+"""Every setting, once: its default, its help text and its checks.
+
+Precedence: defaults here < the YAML recipe < the command line (`--field value`). YAML and command line are flat: a field's
+name says enough, and no two sections share one. Sections exist for the code, so that each part is handed only its own.
+settings.py says how a value is read.
+
+    deepspeed ilrec/train.py --ds_config ds_configs/zero3_cpu.json --config ilrec/recipes/stage1.yaml --beta 0.2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ilrec.config.settings import Section, require, setting
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+@dataclass
+class ModelConfig(Section):
+    """The causal LM, its adapter and its new tokens."""
+
+    model: str = setting(
+        "",
+        "model directory, hub name, .gguf file, or the final/ of an earlier stage (adapter or full)",
+    )
+    base: str = setting(
+        "", "the adapter's base model, where it has moved from the place that the adapter records"
+    )
+    init: dict | None = setting(
+        None, "make a model from scratch instead: Hugging Face config fields of a Llama"
+    )
+    adapter: str = setting(
+        "lora",
+        "lora: train low-rank adapters; none: train all parameters",
+        choices=("lora", "none"),
+    )
+    lora_rank: int = setting(16, "rank of the low-rank updates", at_least=1)
+    lora_alpha: int = setting(32, "the updates are scaled by lora_alpha / lora_rank", at_least=1)
+    lora_dropout: float = setting(0.05, "dropout before the low-rank updates", at_least=0, below=1)
+    lora_target_modules: str | list[str] = setting(
+        "all-linear", "modules to adapt, or all-linear (every one but the head)"
+    )
+    train_item_tokens: bool = setting(
+        True, "under lora, train the semantic-ID tokens' embedding and head rows too"
+    )
+    dtype: str = setting(
+        "auto",
+        "auto (bfloat16 on CUDA, float32 on CPU), bfloat16, float16 or float32",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    attn_implementation: str = setting(
+        "auto", "auto (flash_attention_2 where installed and on CUDA, else sdpa) or a name"
+    )
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
+    trust_remote_code: bool = setting(
+        False,
+        "run code that comes with the model; asked for on the command line, never by a recipe",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.init is None or not self.model, "init", self.init, "init or model, not both")
+        require(self.init != {}, "init", self.init, "fields of a Llama, such as hidden_size")
+        require(
+            bool(self.lora_target_modules),
+            "lora_target_modules",
+            self.lora_target_modules,
+            "names of modules, or all-linear",
+        )
+        has_no_base = self.init is not None or self.model.endswith(".gguf")
+        require(
+            not (self.base and has_no_base),
+            "base",
+            self.base,
+            "none, because the model to start from is no adapter",
+        )
+
+
+@dataclass
+class DataConfig(Section):
+    """Interactions, prompts and what fits into one sample."""
+
+    data: str = setting(
+        "",
+        "data directory: prepared by tools/prepare_data.py, LC-Rec JSON (*.inter.json) or RecBole (*.inter)",
+    )
+    item_format: str = setting(
+        "semantic_id",
+        "what is generated: semantic_id (LC-Rec style) or title (BIGRec style)",
+        choices=("semantic_id", "title"),
+    )
+    semantic_ids: str = setting(
+        "", "semantic-ID index file; empty: the *.index.json in the data directory"
+    )
+    k_core: int = setting(
+        5,
+        "RecBole files only: keep users and items with at least this many interactions",
+        at_least=0,
+    )
+    supervision: str = setting(
+        "last_item",
+        "last_item: one sample per prefix of a history; every_item: one per user, the loss on "
+        "every item after the first",
+        choices=("last_item", "every_item"),
+    )
+    max_history_items: int = setting(
+        20, "at most this many past items in a prompt, the newest ones", at_least=1
+    )
+    max_tokens_per_batch: int = setting(
+        0,
+        "token budget of a rank's micro-step, padding included, in place of "
+        "per_device_train_batch_size, with samples of like length together; 0: none",
+        at_least=0,
+    )
+    batch_layout: str = setting(
+        "auto",
+        "with max_tokens_per_batch: padded, or flattened (one row without padding); auto: "
+        "flattened with flash_attention_2",
+        choices=("auto", "padded", "flattened"),
+    )
+    max_length: int = setting(
+        512, "tokens of prompt and response; a longer history loses its oldest items", at_least=1
+    )
+    prompt_prefix: str | None = setting(None, "text before the history; null: the format's own")
+    prompt_separator: str | None = setting(
+        None, "text between two items of the history; null: the format's own"
+    )
+    prompt_suffix: str | None = setting(None, "text after the history; null: the format's own")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.supervision == "last_item" or not self.prompt_suffix,
+            "prompt_suffix",
+            self.prompt_suffix,
+            "none under supervision: every_item, where a target follows each item; use prompt_prefix",
+        )
+        require(
+            self.batch_layout != "flattened" or self.max_tokens_per_batch > 0,
+            "batch_layout",
+            self.batch_layout,
+            "auto or padded without max_tokens_per_batch, by which flattened batches are cut",
+        )
+
+
+@dataclass
+class ObjectiveConfig(Section):
+    """The ILRec objective (arXiv 2602.17410; equations in docs/method.md). All weights 0 is plain SFT."""
+
+    beta: float = setting(
+        0.0,
+        "cross-layer preference optimisation: size of the penalty on hard negatives",
+        at_least=0,
+    )
+    distillation_weight: float = setting(
+        0.0, "lambda: weight of cross-layer preference distillation", at_least=0
+    )
+    reward_weight: float = setting(
+        0.0, "mu: weight of the collaborative reward; needs sasrec", at_least=0
+    )
+    num_readout_layers: int = setting(
+        4, "K: this many layers below the last one propose hard negatives", at_least=1
+    )
+    threshold: str = setting(
+        "probability",
+        "probability: Pe(v) >= alpha Pe(y); logit: ze(v) >= alpha z(y)",
+        choices=("probability", "logit"),
+    )
+    alpha: float = setting(
+        0.5,
+        "the share of the label's readout probability (or logit) that makes a token a hard negative",
+        above=0,
+    )
+    max_negatives: int = setting(
+        0, "M: keep at most this many hard negatives per token; 0 keeps all", at_least=0
+    )
+    negative_tokens: str = setting(
+        "all",
+        "tokens that can be negatives: all; items (those that occur in an item); continuations "
+        "(those with which an item of the catalogue goes on at this place)",
+        choices=("all", "items", "continuations"),
+    )
+    distillation_target: str = setting(
+        "ensemble",
+        "what learns from the last layer: ensemble or per_layer",
+        choices=("ensemble", "per_layer"),
+    )
+    reward_tokens: str = setting(
+        "negatives",
+        "tokens that share the reward's soft target: negatives (S and the label), or "
+        "continuations (every token with which an item of the catalogue goes on)",
+        choices=("negatives", "continuations"),
+    )
+    reward_temperature: float = setting(
+        1.0, "T: soft target is reward ** (1 / T), normalised", above=0
+    )
+    sasrec: str = setting(
+        "", "directory of a trained SASRec (tools/train_sasrec.py), read when reward_weight > 0"
+    )
+    backend: str = setting(
+        "auto",
+        "vocabulary operation: auto, reference, row_slab or vocab_stream (CUDA with Triton)",
+        choices=("auto", "reference", "row_slab", "vocab_stream"),
+    )
+    slab_mib: int = setting(
+        0,
+        "memory for logits, in MiB; 0: what was measured best for the device (ilrec/ops/row_slab.py)",
+        at_least=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.reward_weight == 0 or bool(self.sasrec),
+            "sasrec",
+            self.sasrec,
+            "a directory written by tools/train_sasrec.py, because reward_weight > 0",
+        )
+
+
+# Of transformers.SchedulerType: those that are a function of the step alone and need no arguments of their own.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+POLYNOMIAL_END = 1e-7  # transformers' lr_end, which the peak must be above
+
+
+@dataclass
+class TrainingConfig(Section):
+    """Handed to transformers.TrainingArguments under the same names."""
+
+    output_dir: str = setting("", "run directory: config, metrics, checkpoints and final/ go here")
+    num_train_epochs: float = setting(1.0, "passes over the training samples", above=0)
+    max_steps: int = setting(
+        -1, "stop after this many optimizer steps instead; -1: by epochs", at_least=-1
+    )
+    per_device_train_batch_size: int = setting(8, "samples per rank and micro-step", at_least=1)
+    per_device_eval_batch_size: int = setting(16, "samples per rank in evaluation", at_least=1)
+    gradient_accumulation_steps: int = setting(1, "micro-steps per optimizer step", at_least=1)
+    learning_rate: float = setting(1e-4, "peak learning rate", above=0)
+    lr_scheduler_type: str = setting("cosine", "Hugging Face scheduler name", choices=SCHEDULES)
+    warmup_steps: float = setting(
+        0.03, "steps of linear warm-up; below 1: share of all steps", at_least=0
+    )
+    weight_decay: float = setting(0.0, "AdamW weight decay", at_least=0)
+    max_grad_norm: float = setting(1.0, "gradient norm to clip at; 0: no clipping", at_least=0)
+    logging_steps: int = setting(10, "optimizer steps between log lines", at_least=1)
+    eval_strategy: str = setting(
+        "no",
+        "no, steps or epoch: when the loss on the validation items is measured",
+        choices=("no", "steps", "epoch"),
+    )
+    eval_steps: int = setting(
+        500, "steps between evaluations with eval_strategy: steps", at_least=1
+    )
+    save_steps: int = setting(500, "optimizer steps between checkpoints", at_least=1)
+    save_total_limit: int = setting(2, "checkpoints kept, the newest ones; 0: all", at_least=0)
+    dataloader_num_workers: int = setting(0, "processes that prepare samples, per rank", at_least=0)
+    seed: int = setting(0, "random seed of initialisation, order and dropout", at_least=0)
+    resume: str = setting(
+        "auto",
+        "auto: go on from the newest complete checkpoint in output_dir; never; or a checkpoint",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_steps != 0, "max_steps", self.max_steps, "a number of steps, or -1: by epochs"
+        )
+        require(
+            self.warmup_steps < 1 or self.warmup_steps.is_integer(),
+            "warmup_steps",
+            self.warmup_steps,
+            "a whole number of steps, or a share below 1",
+        )
+        require(
+            self.lr_scheduler_type != "polynomial" or self.learning_rate > POLYNOMIAL_END,
+            "learning_rate",
+            self.learning_rate,
+            f"a number above {POLYNOMIAL_END}, where lr_scheduler_type: polynomial ends",
+        )
+        require(bool(self.resume), "resume", self.resume, "auto, never or a checkpoint")
+
+
+# Items that may come next: all; unseen: those that are not in the history; auto: unseen if no user has an item twice.
+CANDIDATES = ("auto", "all", "unseen")
+
+
+@dataclass
+class SASRecConfig(Section):
+    """The light collaborative filter (Kang & McAuley 2018). Used by tools/train_sasrec.py."""
+
+    hidden_size: int = setting(64, "embedding and state size", at_least=1)
+    num_layers: int = setting(2, "transformer blocks", at_least=1)
+    num_heads: int = setting(2, "attention heads", at_least=1)
+    dropout: float = setting(
+        0.2, "dropout on embeddings, attention and feed-forward", at_least=0, below=1
+    )
+    max_history_items: int = setting(
+        50, "positions: at most this many past items are read", at_least=1
+    )
+    candidates: str = setting(
+        "auto",
+        "all; unseen: no item of the history is a next one; auto: unseen if no user has an item twice",
+        choices=CANDIDATES,
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "share of the target's probability that is spread over all candidates",
+        at_least=0,
+        below=1,
+    )
+    learning_rate: float = setting(
+        3e-3, "AdamW learning rate; falls linearly to 0 over num_epochs", above=0
+    )
+    weight_decay: float = setting(0.0, "AdamW weight decay", at_least=0)
+    batch_size: int = setting(32, "windows per step", at_least=1)
+    num_epochs: int = setting(100, "at most this many epochs", at_least=1)
+    patience: int = setting(
+        10, "stop after this many epochs without a better validation NDCG@10", at_least=1
+    )
+    seed: int = setting(0, "random seed", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.hidden_size % self.num_heads == 0,
+            "hidden_size",
+            self.hidden_size,
+            "a multiple of num_heads",
+        )
+
+
+@dataclass
+class TrainConfig:
+    """All that ilrec/train.py can be told."""
+
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+
+    def flat(self) -> dict[str, Any]:
+        """The settings as one flat mapping, as a recipe holds them."""
+        return {
+            k: v
+            for section in (self.model, self.data, self.objective, self.training)
+            for k, v in dataclasses.asdict(section).items()
+        }
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "objective": ObjectiveConfig,
+    "training": TrainingConfig,
+}

@@ -1,1 +1,0 @@
-"""Interactions to samples: readers and splits, prompts, tokenised samples."""

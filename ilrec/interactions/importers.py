@@ -1,0 +1,151 @@
+"""Raw interaction files -> numbers in memory: who (user), what (item), when.
+
+Only what is needed is held: 4 bytes for each user, 4 for each item and 8 for each time (16 where times have
+fractions), and every name once. records.py reads the files, fields.py their fields.
+
+Shapes: E interactions.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilrec.errors import InputError
+from ilrec.interactions.fields import SHOWN_CHARACTERS, Times, name_of, number_of
+from ilrec.interactions.records import Findings, records
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the fields: of an interaction, and of an item in the file of titles."""
+
+    user: str
+    item: str
+    time: str
+    title_item: str
+    title: str
+    rating: str | None = None
+
+
+# The releases' own field names: https://nijianmo.github.io/amazon and https://amazon-reviews-2023.github.io
+PRESETS = {
+    "amazon_2018": Columns("reviewerID", "asin", "unixReviewTime", "asin", "title", "overall"),
+    "amazon_2023": Columns("user_id", "parent_asin", "timestamp", "parent_asin", "title", "rating"),
+}
+
+
+@dataclass
+class RawInteractions:
+    """users_E, items_E: positions in user_names and item_names. times: exact, in the file's own unit."""
+
+    user_names: dict[str, int] = field(default_factory=dict)
+    item_names: dict[str, int] = field(default_factory=dict)
+    users: array = field(default_factory=lambda: array("i"))
+    items: array = field(default_factory=lambda: array("i"))
+    times: Times = field(default_factory=Times)
+    num_below_rating: int = 0
+
+    def add(self, user: str, item: str, when: int | Decimal) -> None:
+        self.users.append(self.user_names.setdefault(user, len(self.user_names)))
+        self.items.append(self.item_names.setdefault(item, len(self.item_names)))
+        self.times.append(when)
+
+    def in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """(users_E int32, items_E int32), by user and time; what happened at once stays in file order."""
+        users_E, items_E = np.frombuffer(self.users, np.int32), np.frombuffer(self.items, np.int32)
+        order = np.lexsort((*self.times.sort_keys(), users_E))  # stable
+        return users_E[order], items_E[order]
+
+
+def read_files(
+    paths: Sequence[Path],
+    columns: Columns,
+    findings: Findings,
+    min_rating: float | None = None,
+    quoted_tsv: bool = False,
+) -> RawInteractions:
+    """All interactions of the files, in their order. Raises InputError for what is missing or malformed."""
+    raw = RawInteractions()
+    rated = min_rating is not None
+    wanted = [
+        columns.user,
+        columns.item,
+        columns.time,
+        *([columns.rating] if rated and columns.rating else []),
+    ]
+    for path in paths:
+        for line, (user, item, when, *rating) in records(
+            path, wanted, findings, quoted_tsv=quoted_tsv
+        ):
+            try:
+                parsed = (
+                    name_of(user, columns.user),
+                    name_of(item, columns.item),
+                    _time(when, columns.time),
+                )
+                below = rated and _rating(rating[0], str(columns.rating)) < float(min_rating or 0)
+            except ValueError as error:
+                findings.bad(path, line, str(error))
+                continue
+            if below:
+                raw.num_below_rating += 1
+            else:
+                raw.add(*parsed)
+    if not raw.users:
+        below_all = (
+            f": all {raw.num_below_rating:,} are rated below {min_rating:g}, lower --min_rating"
+            if raw.num_below_rating
+            else ""
+        )
+        raise InputError(
+            f"{', '.join(map(str, paths))}: expected at least one interaction, found none{below_all}"
+        )
+    return raw
+
+
+def read_titles(
+    path: Path,
+    columns: Columns,
+    wanted_items: Iterable[str],
+    findings: Findings,
+    quoted_tsv: bool = False,
+) -> dict[str, str]:
+    """{item: title as it stands} of the wanted items; the first title of an item counts."""
+    wanted, titles = set(wanted_items), {}
+    fields = [columns.title_item, columns.title]
+    for line, (item, title) in records(path, fields, findings, columns.title, quoted_tsv):
+        try:
+            name = name_of(item, columns.title_item)
+        except ValueError as error:
+            findings.bad(path, line, str(error))
+            continue
+        if name in wanted and name not in titles:
+            titles[name] = title if isinstance(title, str) else ""
+    return titles
+
+
+def _time(value: Any, column: str) -> int | Decimal:
+    number = number_of(value, column)
+    if number < 0:
+        raise ValueError(f"{column}: expected a number, 0 or more, got {number}")
+    return number
+
+
+def _rating(value: Any, column: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(
+            f"{column}: expected a number, 0 or more, got {repr(value)[:SHOWN_CHARACTERS]}"
+        )
+    return number

@@ -1,0 +1,62 @@
+"""Rows of integers of different lengths in one flat array: users' item sequences, items' token sequences.
+
+A row is a view, so that ten million interactions cost what their numbers cost, or nothing where the array is a memory-mapped file.
+
+Shapes: R rows, E entries in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class Ragged(Sequence[np.ndarray]):
+    """values: integers [E or more]. starts, ends: int64 [R]; row r is values[starts[r]:ends[r]]."""
+
+    def __init__(self, values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        self.values, self.starts, self.ends = values, starts, ends
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
+        """Rows of these lengths, one after the other."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return cls(values, ends - lengths, ends)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type = np.int32
+    ) -> Ragged:
+        arrays: list[np.ndarray] = [np.asarray(row, dtype=dtype) for row in rows]
+        values = np.concatenate([np.empty(0, dtype=dtype), *arrays])
+        return cls.from_lengths(
+            values, np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))
+        )
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Ragged: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | Ragged:
+        if isinstance(index, slice):
+            return Ragged(self.values, self.starts[index], self.ends[index])
+        return self.values[self.starts[index] : self.ends[index]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
+            yield self.values[start:end]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [R]"""
+        return self.ends - self.starts
+
+    def without_last(self, count: int) -> Ragged:
+        """Every row but its last `count` entries; empty where it has no more than these."""
+        return Ragged(self.values, self.starts, np.maximum(self.ends - count, self.starts))

@@ -1,0 +1,37 @@
+"""A data directory of any kind -> InteractionDataset: prepared (prepared.py), LC-Rec JSON or RecBole atomic files.
+
+LC-Rec and RecBole are read as they are, into memory: fine for some million interactions. Larger data, and every other format,
+goes through tools/prepare_data.py once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ilrec.errors import InputError
+from ilrec.interactions.dataset import InteractionDataset
+from ilrec.interactions.lcrec import read_lcrec
+from ilrec.interactions.prepared import MANIFEST, read_prepared
+from ilrec.interactions.recbole import read_recbole
+
+
+def read_interactions(directory: str | Path, k_core: int) -> InteractionDataset:
+    """Read a data directory; `k_core` applies to RecBole files only, because the other kinds hold filtered data.
+
+    Raises InputError where the directory holds none of the kinds or more than one, and for what is missing or malformed in it.
+    """
+    directory = Path(directory)
+    prepared, lcrec, recbole = (
+        sorted(filter(Path.is_file, directory.glob(pattern)))
+        for pattern in (MANIFEST, "*.inter.json", "*.inter")
+    )
+    found = [*prepared, *lcrec, *recbole]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none of these"
+        raise InputError(
+            f"{directory}: expected one of {MANIFEST} (tools/prepare_data.py), *.inter.json (LC-Rec) and "
+            f"*.inter (RecBole), found {names}; point data at a directory with exactly one"
+        )
+    if prepared:
+        return read_prepared(directory)
+    return read_lcrec(lcrec[0]) if lcrec else read_recbole(recbole[0], k_core)

@@ -1,0 +1,281 @@
+"""Where a model comes from: a Hugging Face directory or hub name, a GGUF file, an earlier stage, or from scratch.
+
+GGUF files and models from scratch are written once as a plain Hugging Face directory, so that everything after reads one
+kind of thing, also under ZeRO-3, where weights are sharded while they are read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ilrec.config.sections import ModelConfig
+from ilrec.config.settings import LARGEST_WHOLE, require
+from ilrec.errors import InputError
+from ilrec.files.outputs import write_text
+from ilrec.files.reading import read_json
+from ilrec.model.loading_fault import loading_fault, said_by_any_rank
+from ilrec.model.portable import make_portable
+from ilrec.model.source import ModelSource, local_directory
+from ilrec.weights.tensor_files import holds_another_head, read_tensors
+
+# Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
+# a prompt and of titles in pieces; semantic-ID tokens come on top.
+SCRATCH_VOCAB_SIZE = 512
+# In such a directory: what its model was made of.
+ORIGIN = "made_of.json"
+EOS, PAD = "</s>", "<pad>"
+# What transformers and torch raise for fields that they do not check, and for those that they do.
+WRONG_INIT = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    StrictDataclassError,
+)
+FLASH_ATTENTION = "flash_attention_2"
+# What transformers raises besides OSError for files that it cannot read or fit, and how a RuntimeError of this kind begins.
+UNREADABLE = (OSError, ImportError, ValueError, SafetensorError)
+UNFIT = ("Error(s) in loading state_dict", "We encountered some issues during automatic conversion")
+
+
+def materialise(
+    config: ModelConfig,
+    directory: Path,
+    texts: Iterable[str],
+    seed: int,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model from scratch, or the GGUF file's, into `directory`, beside and renamed. On one rank.
+
+    origin: JSON, what decides the model. One that was made of the same is kept; any other is replaced.
+    """
+    record = json.dumps(origin or {}, sort_keys=True)
+    if (directory / ORIGIN).exists() and (directory / ORIGIN).read_text(encoding="utf-8") == record:
+        return
+    beside = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    if config.init is not None:
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, _vocab_size(config.init))
+        model: PreTrainedModel = _from_scratch(config.init, tokenizer, seed)
+    else:
+        model, tokenizer = _from_gguf(Path(config.model))
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    make_portable(beside)
+    write_text(beside / ORIGIN, record)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(beside, directory)
+
+
+def is_materialised(config: ModelConfig) -> bool:
+    return config.init is not None or config.model.endswith(".gguf")
+
+
+def _vocab_size(init: dict) -> int:
+    value = init.get("vocab_size", SCRATCH_VOCAB_SIZE)
+    require(
+        type(value) is int and 0 < value <= LARGEST_WHOLE,
+        "init: vocab_size",
+        value,
+        "a positive whole number",
+    )
+    return value
+
+
+def _from_scratch(init: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    known = set(LlamaConfig().to_dict())
+    for name in init:
+        if name not in known:
+            raise InputError(
+                f"init: unknown field {name!r}; expected fields of a Hugging Face LlamaConfig, for example "
+                "hidden_size, intermediate_size, num_hidden_layers, num_attention_heads"
+            )
+    fields = {
+        **init,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    set_seed(seed)
+    try:
+        model = LlamaForCausalLM(LlamaConfig(**fields))
+        with torch.random.fork_rng(), torch.no_grad():
+            model(
+                input_ids=torch.zeros(1, 2, dtype=torch.int64)
+            )  # what fits together nowhere fails in its forward only
+    except WRONG_INIT as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"init: not a valid Llama configuration: {type(error).__name__}: {reason}"
+        ) from error
+    return model
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text can be written with it, no text is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+
+
+def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not path.exists():
+        raise InputError(f"model: no such GGUF file: {path}")
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(
+            f"model: {path} is a GGUF file and the package that reads it is missing: pip install gguf"
+        )
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32, output_loading_info=True
+    )
+    model, report = loaded
+    if fault := loading_fault(report["missing_keys"], report["unexpected_keys"]):
+        raise InputError(f"model: {path}: {fault}; convert or download it again")
+    # transformers dequantises while it reads, yet goes on to call the model quantised and would refuse to save it.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    model.config.__dict__.pop("quantization_config", None)
+    return model, tokenizer
+
+
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; one without a padding token pads with its end token (padding is masked and never a label)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.tokenizer, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model: no tokenizer could be read from {source.tokenizer}: {_first_line(error)}"
+        ) from error
+    _check_numbers(tokenizer, source.tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{source.tokenizer}: its tokenizer has no end-of-sequence token; every item ends with it: set eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_numbers(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """InputError where a token has another number than in its file.
+
+    The library numbers added tokens anew, one after the other, whatever the file says.
+    """
+    file = "tokenizer.json"
+    path = Path(name) / file if Path(name).is_dir() else try_to_load_from_cache(name, file)
+    if not isinstance(path, str | Path) or not Path(path).exists():
+        return
+    vocabulary = tokenizer.get_vocab()
+    for token in read_json(path).get("added_tokens", []):
+        number = vocabulary.get(token["content"], token["id"])
+        if number != token["id"]:
+            raise InputError(
+                f"{path}: {token['content']!r} has number {token['id']} there and is read as "
+                f"{number}, another token's row: numbers before it are not in use; give each of "
+                "them a name in model.vocab"
+            )
+
+
+def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
+    """The full model, in the configured precision and attention. InputError, on every rank, where a parameter is in no file."""
+    model, fault = None, ""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.base,
+            config=read_config(source, config.trust_remote_code),
+            dtype=choose_dtype(config.dtype),
+            attn_implementation=choose_attention(config.attn_implementation),
+            trust_remote_code=config.trust_remote_code,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        model, report = loaded
+        misfits = (
+            f"{name}: {list(found)}, expected {list(wanted)}"
+            for name, found, wanted in report["mismatched_keys"]
+        )
+        fault = loading_fault(report["missing_keys"], report["unexpected_keys"], misfits)
+    except UNREADABLE as error:
+        fault = f"could not be loaded: {_first_line(error)}"
+    except RuntimeError as error:
+        if not str(error).startswith(UNFIT):
+            raise
+        fault = " ".join(str(error).split())[:400]
+    fault = said_by_any_rank(fault)
+    if fault or model is None:
+        raise InputError(
+            f"model: {source.base}: {fault}; copy or download it again, or mend its config.json"
+        )
+    return model
+
+
+def read_config(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's config.json. Where it says tied and the files hold another head than the embedding, it is made to say untied."""
+    config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code)
+    text = config.get_text_config()
+    if text.tie_word_embeddings:
+        directory = local_directory(source.base)
+        if any(directory.glob("*.safetensors")) and holds_another_head(read_tensors(directory)):
+            config.tie_word_embeddings = text.tie_word_embeddings = False
+    return config
+
+
+def choose_dtype(dtype: str) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, dtype)
+
+
+def choose_attention(name: str) -> str:
+    if name != "auto":
+        known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+        if name not in known and "/" not in name:  # owner/kernel: of the hub
+            raise InputError(
+                f"attn_implementation: expected auto, {', '.join(sorted(known))}, got {name!r}"
+            )
+        return name
+    fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return FLASH_ATTENTION if fast else "sdpa"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,112 @@
+"""What a `model:` names: a full model, or an adapter and the base that it belongs to. Imports no transformers: it answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from ilrec.errors import InputError
+from ilrec.files.reading import read_json
+
+# Of a hub's repository: what a causal LM in safetensors consists of, and not its other formats.
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+# How the file starts that git leaves in place of a large one (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
+LFS_POINTER, MAX_POINTER_BYTES = b"version https://git-lfs", 1024
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """base: directory or hub name of the full model. adapter: directory of a peft adapter on it, or None."""
+
+    base: str
+    adapter: str | None = None
+
+    @property
+    def tokenizer(self) -> str:
+        return self.adapter or self.base
+
+
+def find_model(name: str, base: str = "") -> ModelSource:
+    """What `model:` means. An adapter directory brings its base along; `base` overrides the recorded place.
+
+    Raises InputError where something is missing, and for a `base` without an adapter.
+    """
+    path = Path(name)
+    if path.is_dir():
+        refuse_pointers(path)
+    if (path / "adapter_config.json").exists():
+        recorded = find_base(path / "adapter_config.json", base)
+        if not any((path / f).exists() for f in ("adapter_model.safetensors", "adapter_model.bin")):
+            raise InputError(
+                f"{path}: incomplete: adapter_config.json is there, adapter_model.safetensors is not; "
+                "use the final/ directory of a finished run"
+            )
+        return ModelSource(base=recorded, adapter=str(path))
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(
+            f"{path}: incomplete: neither config.json nor adapter_config.json; "
+            "expected a Hugging Face model directory or the final/ of a finished run"
+        )
+    if not path.exists() and _looks_local(name):
+        raise InputError(
+            f"model: no such directory: {name}; train the earlier stage first, or name a model directory"
+        )
+    if base:
+        raise InputError(
+            f"--base: {base!r} is for an adapter, and {name} is a full model; leave --base out, or name the adapter"
+        )
+    return ModelSource(base=name)
+
+
+def find_base(adapter_config: Path, base: str = "") -> str:
+    """The base that an adapter's configuration records, or `base` instead. InputError where it is a place and no model is there."""
+    name = base or read_json(adapter_config).get("base_model_name_or_path") or ""
+    if not name:
+        raise InputError(
+            f"{adapter_config}: base_model_name_or_path: expected the base model's directory or hub name, got nothing; "
+            "write it there, or name it with --base"
+        )
+    if _looks_local(name) and not (Path(name) / "config.json").exists():
+        where = "--base" if base else f"{adapter_config}: base_model_name_or_path"
+        raise InputError(
+            f"{where}: no model directory at {name!r}; put it back there, write where it is now into that field, or "
+            "name it with --base"
+        )
+    if Path(name).is_dir():
+        refuse_pointers(Path(name))
+    return name
+
+
+def refuse_pointers(directory: Path) -> None:
+    """Raises InputError for a model directory that was cloned without git-lfs: small text files stand where its weights should."""
+    for path in sorted(directory.iterdir()):
+        if (
+            path.is_file()
+            and path.stat().st_size <= MAX_POINTER_BYTES
+            and path.read_bytes().startswith(LFS_POINTER)
+        ):
+            raise InputError(
+                f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` in {directory}, or download it again"
+            )
+
+
+def _looks_local(name: str) -> bool:
+    """Hub names are `name` or `owner/name`; all else, and what exists, is a path."""
+    return bool(name) and (
+        Path(name).exists() or name.count("/") > 1 or name.startswith((".", "/", "~", "runs/"))
+    )
+
+
+def local_directory(name: str) -> Path:
+    """A model's directory: `name` itself, or the hub's files in its cache, downloaded where they are not there. Raises InputError."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"base model {name}: neither a directory nor to be had from the hub: {reason}; name it with --base"
+        ) from None

@@ -1,0 +1,64 @@
+"""Command lines: nothing abbreviated, the last word counts, no value taken for a flag."""
+
+from pathlib import Path
+
+import pytest
+
+from ilrec.config.command_line import ArgumentParser, as_pairs
+from ilrec.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = [
+    path
+    for folder in ("ilrec", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path.stem != "command_line"
+]
+
+
+def parser() -> ArgumentParser:
+    made = ArgumentParser("a program")
+    made.add_argument("--config")
+    made.add_argument("--rows", nargs="+")
+    return made
+
+
+def test_own_flags_and_fields_are_told_apart():
+    """A value that looks like a flag belongs to the flag before it."""
+    own, rest = parser().parse_pairs(
+        ["--prefix=--config", "--config", "a b", "--suffix", "", "--number", "-1", "--text=a=b"]
+    )
+    assert own.config == "a b"
+    assert rest == ["--prefix=--config", "--suffix=", "--number=-1", "--text=a=b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--beta"], "--beta has no value; write --beta VALUE"),
+        (["--beta", "--alpha", "1"], "--beta has no value.*or --beta=VALUE if it begins with --"),
+        (["beta", "1"], "expected --field value, got 'beta'"),
+        (["--", "1"], "expected --field value, got '--'"),
+    ],
+)
+def test_malformed(words, message):
+    with pytest.raises(InputError, match=f"command line: {message}"):
+        as_pairs(words)
+
+
+def test_an_abbreviation_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--conf", "x"])
+    assert "unrecognized arguments: --conf" in capsys.readouterr().err
+
+
+def test_the_last_word_on_a_field_counts():
+    """A job script gives its own first, and what its user adds comes after."""
+    assert as_pairs(["--beta", "1", "--alpha=3", "--beta=2"]) == ["--beta=2", "--alpha=3"]
+    assert parser().parse_args(["--config", "a", "--config", "b"]).config == "b"
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_no_program_has_a_parser_of_its_own(path):
+    text = path.read_text()
+    assert "argparse.ArgumentParser(" not in text and ".parse_known_args(" not in text

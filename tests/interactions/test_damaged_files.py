@@ -1,0 +1,224 @@
+"""Every reader of a user's file: damaged in any way, the file is read, or refused by one message that names it.
+
+Another run than the suite's, and more cases: `pytest --hypothesis-profile fuzz --hypothesis-seed N tests/interactions/test_damaged_files.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ilrec.collaborative.sasrec import SASRec
+from ilrec.config.loading import load_config
+from ilrec.config.sections import SASRecConfig
+from ilrec.errors import InputError
+from ilrec.interactions.prepared import write_prepared
+from ilrec.interactions.reading import read_interactions
+from ilrec.items.semantic_ids import read_semantic_ids
+from ilrec.rank import data_config
+from ilrec.training.zero3 import read_ds_config
+
+ITEMS = [str(item) for item in range(4)]
+INTER = {"u": [0, 1, 2, 3], "v": ["3", "2", "1"]}
+TITLES = {item: {"title": f"title ä {item}"} for item in ITEMS}
+INDEX = {item: ["<a_1>", f"<b_{item}>"] for item in ITEMS}
+ATOMIC = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
+    f"{u}\t{i}\t{i}.5\n" for u in "ab" for i in ITEMS
+)
+RECIPE = 'data: d\noutput_dir: o\nmodel: m\nbeta: 0.1\nlora_target_modules: [q_proj]\nprompt_prefix: "a # b"\n'
+DS_CONFIG = {
+    "bf16": {"enabled": "auto"},
+    "zero_optimization": {"stage": 3, "overlap_comm": True},
+    "train_batch_size": "auto",
+}
+BATCH = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
+# What real files came with, and what breaks parsers.
+NASTY = [
+    b"\\ud83d",
+    b"\\ude00",
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"\xff",
+    b"\xc3",
+    b"9" * 5000,
+    b"[" * 3000,
+    b"{",
+    b"}",
+    b"]",
+    b",",
+    b":",
+    b'"',
+    b"null",
+    b"true",
+    b"NaN",
+    b"-1",
+    b"1e999",
+    b"0",
+    b"\t",
+    b"\n",
+    b"\r",
+    b"\x85",
+    b"\xe2\x80\xa8",
+    b"- ",
+    b"# ",
+    b"'",
+    b"&a ",
+    b"*a",
+    b"!!python/object:os.system ",
+    b"<<: ",
+    b"version https://git-lfs.github.com/spec/v1\n",
+]
+
+
+def dataset(directory: Path) -> None:
+    """What is read can be used: its texts can be written, its item numbers are those of items."""
+    read = read_interactions(directory, 0)
+    assert all(0 <= item < read.num_items for row in read.sequences for item in row)
+    with tempfile.TemporaryDirectory() as other:
+        write_prepared(read, Path(other) / "prepared", {})
+
+
+def wrote(name: str, text: str) -> Callable[[Path], Path]:
+    def write(directory: Path) -> Path:
+        (directory / name).write_text(text, encoding="utf-8")
+        return directory / name
+
+    return write
+
+
+def lcrec(damaged: str) -> Callable[[Path], Path]:
+    def write(directory: Path) -> Path:
+        for name, content in (("inter", INTER), ("item", TITLES)):
+            wrote(f"Set.{name}.json", json.dumps(content, ensure_ascii=False))(directory)
+        return directory / f"Set.{damaged}.json"
+
+    return write
+
+
+def recbole(damaged: str) -> Callable[[Path], Path]:
+    def write(directory: Path) -> Path:
+        wrote("Set.inter", ATOMIC)(directory)
+        wrote(
+            "Set.item",
+            "item_id:token\tmovie_title:token_seq\n"
+            + "".join(f"{item}\tä {item}\n" for item in ITEMS),
+        )(directory)
+        return directory / damaged
+
+    return write
+
+
+def prepared(damaged: str) -> Callable[[Path], Path]:
+    def write(directory: Path) -> Path:
+        with tempfile.TemporaryDirectory() as other:
+            lcrec("inter")(Path(other))
+            write_prepared(read_interactions(other, 0), directory, {})
+        return directory / damaged
+
+    return write
+
+
+def sasrec(directory: Path) -> Path:
+    SASRec(4, SASRecConfig(hidden_size=4, num_heads=1, num_layers=1)).save(directory, ITEMS)
+    return directory / "config.json"
+
+
+READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
+    "lcrec interactions": (lcrec("inter"), dataset),
+    "lcrec titles": (lcrec("item"), dataset),
+    "recbole interactions": (recbole("Set.inter"), dataset),
+    "recbole titles": (recbole("Set.item"), dataset),
+    "prepared": (prepared("dataset.json"), dataset),
+    "semantic ids": (
+        wrote("Set.index.json", json.dumps(INDEX)),
+        lambda directory: read_semantic_ids(directory / "Set.index.json", ITEMS),
+    ),
+    "recipe": (
+        wrote("recipe.yaml", RECIPE),
+        lambda directory: load_config(directory / "recipe.yaml", {}),
+    ),
+    "settings of a model": (
+        wrote("ilrec.yaml", RECIPE),
+        lambda directory: data_config(str(directory), None),
+    ),
+    "ds_config": (
+        wrote("ds.json", json.dumps(DS_CONFIG)),
+        lambda directory: read_ds_config(directory / "ds.json", BATCH, torch.float32, 1),
+    ),
+    "sasrec": (sasrec, lambda directory: SASRec.load(directory, ITEMS)),
+}
+
+
+@st.composite
+def damage(draw) -> Callable[[bytes], bytes]:
+    """One to three of: cut, remove, repeat, flip a bit, replace a word, insert what is nasty."""
+    kind = st.sampled_from(["cut", "remove", "repeat", "flip", "insert", "replace"])
+    kinds = draw(
+        st.lists(
+            st.tuples(kind, st.floats(0, 1), st.floats(0, 1), st.sampled_from(NASTY)),
+            min_size=1,
+            max_size=3,
+        )
+    )
+
+    def apply(content: bytes) -> bytes:
+        for kind, begin, length, nasty in kinds:
+            at = int(begin * len(content))
+            end = min(
+                len(content), at + 1 + int(length**4 * len(content))
+            )  # short pieces more often than long ones
+            part, rest = content[at:end], content[end:]
+            flipped = bytes(byte ^ 1 << int(length * 7) for byte in part[:1]) + part[1:]
+            piece = {
+                "cut": b"",
+                "remove": b"",
+                "repeat": part * 2,
+                "flip": flipped,
+                "insert": nasty + part,
+                "replace": nasty,
+            }[kind]
+            content = content[:at] + piece + (b"" if kind == "cut" else rest)
+        return content
+
+    return apply
+
+
+@pytest.mark.parametrize("name", READERS)
+@given(broken=damage())
+def test_a_damaged_file_is_read_or_refused_by_name(name, broken):
+    write, read = READERS[name]
+    with tempfile.TemporaryDirectory() as directory:
+        path = write(Path(directory))
+        path.write_bytes(broken(path.read_bytes()))
+        try:
+            read(Path(directory))
+        except InputError as error:
+            assert directory in str(error), f"names no file: {error}"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_undamaged_file_is_read(name, tmp_path):
+    write, read = READERS[name]
+    write(tmp_path)
+    read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in READERS if "titles" not in name]
+)  # which need not be there
+def test_a_directory_or_nothing_in_its_place(name, tmp_path):
+    write, read = READERS[name]
+    path = write(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError):
+        read(tmp_path)
+    path.mkdir()
+    with pytest.raises(InputError):
+        read(tmp_path)

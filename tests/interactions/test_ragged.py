@@ -1,0 +1,27 @@
+"""Rows of a flat array: views, slices, and rows without their last entries."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ilrec.interactions.ragged import Ragged
+
+
+def lists(rows: Ragged) -> list[list[int]]:
+    return [row.tolist() for row in rows]
+
+
+def test_rows_are_views_of_one_array():
+    rows = Ragged.from_rows([[1, 2, 3], [], [4]])
+    assert lists(rows) == [[1, 2, 3], [], [4]] and len(rows) == 3 and rows.values.dtype == np.int32
+    assert rows.lengths.tolist() == [3, 0, 1]
+    assert rows[0].base is rows.values and rows[-1].tolist() == [4]
+    assert lists(rows[1:]) == [[], [4]] and rows[1:].values is rows.values
+    assert lists(Ragged.from_lengths(np.array([7, 8, 9]), np.array([1, 2]))) == [[7], [8, 9]]
+    assert lists(Ragged.from_rows([])) == []
+
+
+def test_without_the_last_entries():
+    rows = Ragged.from_rows([[1, 2, 3], [], [4]])
+    assert lists(rows.without_last(2)) == [[1], [], []]
+    assert rows.without_last(2).values is rows.values

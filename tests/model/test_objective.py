@@ -1,0 +1,266 @@
+"""The model whose forward is the objective: equal to stock SFT without weights, readout, token rows, checkpointing."""
+
+import pytest
+import torch
+from tiny_models import NEW_TOKENS, arguments, batch, samples, tiny_llama
+from tiny_tokenizers import with_holes
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer
+
+from ilrec.config.sections import ModelConfig, ObjectiveConfig
+from ilrec.errors import InputError
+from ilrec.model.adapters import add_adapter, add_item_tokens, load_adapter
+from ilrec.model.objective import attach_objective
+from ilrec.samples.collators import TrainingCollator, flattening_collator
+from ilrec.training.trainer import ILRecTrainer
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def test_weights_zero_is_hugging_faces_own_sft(tmp_path):
+    """20 steps of AdamW with accumulation: the same losses and parameters as the stock Trainer and loss."""
+    stock, ours = tiny_llama(), tiny_llama()
+    attach_objective(ours, ObjectiveConfig(), [])
+    fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainers = [
+        cls(model=model, args=arguments(tmp_path, **fields), train_dataset=samples(80))
+        for cls, model in ((Trainer, stock), (ILRecTrainer, ours))
+    ]
+    for trainer in trainers:
+        trainer.train()
+    assert losses(trainers[1]) == pytest.approx(losses(trainers[0]), abs=1e-5)
+    moved = 0.0
+    for (name, mine), theirs, start in zip(
+        ours.named_parameters(), stock.parameters(), tiny_llama().parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5, msg=name)
+        moved = max(moved, (mine - start).abs().max().item())
+    assert moved > 1e-3  # so that the comparison could have failed
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_accumulation_does_not_change_the_run(tmp_path, micro):
+    """8 samples of unequal response length per step, cut into micro-batches of `micro` or taken at once: one trajectory."""
+    objective = ObjectiveConfig(beta=0.3, distillation_weight=0.5, num_readout_layers=2)
+    runs = []
+    for size in (8, micro):
+        model = tiny_llama()
+        attach_objective(model, objective, [])
+        fields = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": 8 // size,
+            "max_steps": 10,
+        }
+        trainer = ILRecTrainer(
+            model=model, args=arguments(tmp_path, **fields), train_dataset=samples(80)
+        )
+        trainer.train()
+        runs.append((losses(trainer), list(model.parameters())))
+    assert runs[1][0] == pytest.approx(runs[0][0], abs=2e-5)
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-5)
+
+
+def test_hidden_states_are_taken_below_the_last_layer():
+    """The readout of K layers is FinalNorm of hidden_states[-2], [-3], ... at the supervised positions, none of the last."""
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=3), [])
+    seen = {}
+    model.get_output_embeddings().forward = lambda hidden, readout, compute: (
+        seen.update(hidden=hidden, readout=readout) or (hidden.sum(), hidden)
+    )
+    inputs = batch()
+    model(**inputs)
+    outputs = model.model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        output_hidden_states=True,
+    )
+    mask = inputs["labels"][:, 1:] != -100
+    torch.testing.assert_close(seen["hidden"], outputs.hidden_states[-1][:, :-1][mask])
+    for k in (1, 2, 3):
+        torch.testing.assert_close(
+            seen["readout"][k - 1], model.model.norm(outputs.hidden_states[-1 - k])[:, :-1][mask]
+        )
+    assert not seen[
+        "readout"
+    ].requires_grad  # no distillation: no gradient is owed to the layers below
+
+
+def test_distillation_reaches_the_layers_below_only():
+    """Its gradient (the difference that the weight makes) is zero for head, final norm and last layer, and not below."""
+    gradients = []
+    for weight in (1e-9, 1.0):
+        model = tiny_llama()
+        attach_objective(
+            model, ObjectiveConfig(distillation_weight=weight, num_readout_layers=2), []
+        )
+        model(**batch()).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    change = {name: (gradients[1][name] - g).abs().max().item() for name, g in gradients[0].items()}
+    for name in ("lm_head.weight", "model.norm.weight", "model.layers.3.mlp.down_proj.weight"):
+        assert change[name] < 1e-6, name
+    assert change["model.layers.2.mlp.down_proj.weight"] > 1e-5
+
+
+def test_no_supervised_token_gives_zero_loss_and_zero_gradients():
+    model = tiny_llama()
+    attach_objective(
+        model, ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2), []
+    )
+    inputs = batch()
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    outputs = model(**inputs)
+    outputs.loss.backward()
+    assert outputs.loss.item() == 0.0 and outputs.stats_5.abs().sum() == 0
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for enable in (False, True):
+        model = tiny_llama().train()
+        attach_objective(
+            model, ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2), []
+        )
+        if enable:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        model(**batch()).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_token_rows_are_trained_saved_and_reloaded(tmp_path, tied):
+    """Under LoRA the new tokens' rows learn on both sides; nothing V x H is saved; the reloaded model gives the same logits."""
+    model = add_adapter(tiny_llama(tied), ModelConfig(lora_dropout=0.0, lora_rank=4), NEW_TOKENS)
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**batch(16)).loss.backward()
+        optimizer.step()
+    rows = {
+        n: p for n, p in model.named_parameters() if p.requires_grad and "trainable_tokens" in n
+    }
+    assert len(rows) == (1 if tied else 2)
+    assert all((p - before[n]).abs().amax(dim=1).min() > 0 for n, p in rows.items())
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 300_000
+    reloaded = load_adapter(tiny_llama(tied), tmp_path, is_trainable=False).eval()
+    ids = batch()["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(reloaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_token_rows_get_the_gradient_of_the_whole_head():
+    """The rows' gradient equals that of an untied head trained in full, at those rows."""
+    objective = ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2)
+    full = tiny_llama()
+    attach_objective(full, objective, [])
+    full(**batch(16)).loss.backward()
+    adapted = add_adapter(tiny_llama(), ModelConfig(lora_dropout=0.0), NEW_TOKENS)
+    attach_objective(adapted, objective, [])
+    adapted(**batch(16)).loss.backward()
+    rows = {n: p.grad for n, p in adapted.named_parameters() if "trainable_tokens_delta" in n}
+    head = next(g for n, g in rows.items() if "lm_head" in n)
+    embedding = next(g for n, g in rows.items() if "embed_tokens" in n)
+    torch.testing.assert_close(head, full.lm_head.weight.grad[NEW_TOKENS])
+    torch.testing.assert_close(embedding, full.model.embed_tokens.weight.grad[NEW_TOKENS])
+
+
+@pytest.mark.parametrize("rows", [64, 500])
+def test_as_many_rows_as_the_largest_token_number_needs(rows):
+    """More than there are tokens, where numbers are not in use; padded ones keep their rows."""
+    tokenizer = with_holes()
+    largest = max(tokenizer.get_vocab().values())
+    assert len(tokenizer) <= largest < 500
+    model = tiny_llama()
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    new = add_item_tokens(model, tokenizer)
+    assert list(new) == list(range(rows, largest + 1))
+    for weight in (model.lm_head.weight, model.model.embed_tokens.weight):
+        assert len(weight) == max(rows, largest + 1)
+
+
+def test_candidates_limit_the_negatives():
+    model = tiny_llama()
+    attach_objective(
+        model,
+        ObjectiveConfig(beta=0.1, alpha=1e-6, negative_tokens="items", num_readout_layers=2),
+        [3, 4, 5],
+    )
+    outputs = model(**batch(16))
+    num_tokens = (batch(16)["labels"][:, 1:] != -100).sum().item()
+    assert 0 < outputs.stats_5[3] <= 3 * num_tokens
+
+
+def test_too_few_layers_to_read_out():
+    with pytest.raises(InputError, match="num_readout_layers: expected fewer than the 4 layers"):
+        attach_objective(tiny_llama(), ObjectiveConfig(beta=0.1, num_readout_layers=4), [])
+
+
+def test_nonfinite_states_are_counted_at_the_supervised_tokens():
+    """Layer L - 1 spoils three tokens, of which two are supervised; L - 2 below it stays finite."""
+    model = tiny_llama()
+    factor = torch.ones(12, 1)
+    model.model.layers[2].register_forward_hook(lambda module, args, output: output * factor)
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
+    inputs = {name: rows[:1].clone() for name, rows in batch().items()}
+    inputs["labels"][:, :10] = -100  # what is left is read at positions 9 and 10
+    assert model(**inputs).nonfinite_K2.tolist() == [0, 0, 0, 0]
+    for value in (float("nan"), float("inf"), -float("inf")):
+        factor[8:11] = value
+        assert model(**inputs).nonfinite_K2.tolist() == [2, 2, 0, 1]
+
+
+def test_nonfinite_loss_is_counted_apart():
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
+    with torch.no_grad():
+        model.lm_head.weight[5, 3] = float("nan")
+    assert model(**batch()).nonfinite_K2.tolist() == [0, 0, 0, 1]
+
+
+def test_saved_model_names_its_own_architecture(tmp_path):
+    model = tiny_llama()
+    attach_objective(model, ObjectiveConfig(), [])
+    model.save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ObjectiveConfig(), ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2)],
+)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_flattened_samples_are_the_padded_ones(objective, attention):
+    """One row without padding: the same loss and gradients as rows padded to the longest, samples of 5 to 12 tokens."""
+    rows = [
+        {name: row[name][: 12 - i].tolist() for name in ("input_ids", "labels")}
+        for i, row in enumerate(samples(8))
+    ]
+    model = tiny_llama(attn_implementation=attention)
+    attach_objective(model, objective, [])
+    found = []
+    for collate in (TrainingCollator(0), flattening_collator(boundaries=False)):
+        model.zero_grad()
+        output = model(**collate(rows))
+        output.loss.backward()
+        found.append(
+            (
+                output.loss.item(),
+                output.stats_5,
+                {n: p.grad.clone() for n, p in model.named_parameters()},
+            )
+        )
+    (padded, padded_stats, padded_gradients), (flat, flat_stats, flat_gradients) = found
+    assert flat == pytest.approx(padded, rel=1e-6)
+    torch.testing.assert_close(flat_stats, padded_stats, rtol=1e-5, atol=1e-5)
+    for name, gradient in padded_gradients.items():
+        torch.testing.assert_close(flat_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

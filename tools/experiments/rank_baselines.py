@@ -1,0 +1,159 @@
+"""Rank what every recommender has to beat on the full catalogue: popularity, item-kNN, or a trained SASRec.
+
+    python tools/experiments/rank_baselines.py --method popularity --data DIR --output runs/popularity/test.json
+    python tools/experiments/rank_baselines.py --method item_knn --data DIR --output runs/knn/test.json [--similarity cosine] [--num_neighbours 100]
+    python tools/experiments/rank_baselines.py --method sasrec --sasrec runs/sasrec --data DIR --split valid --output runs/sasrec/valid.json
+
+The protocol is that of ilrec/rank.py: every item is a candidate, but those of the history where no user has an item twice; the
+history is all items before the target; ties count against the target. Counts and similarities are taken from the training items
+alone. Writes the metrics and, beside them, NAME.npy with the target's rank for each user. Item-kNN needs `pip install implicit`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ilrec.collaborative.sasrec import SASRec, popularity_scores
+from ilrec.config.command_line import ArgumentParser
+from ilrec.config.loading import build_section, parse_overrides
+from ilrec.config.sections import CANDIDATES, DataConfig
+from ilrec.config.settings import Section, nearest, setting
+from ilrec.errors import InputError
+from ilrec.interactions.dataset import InteractionDataset
+from ilrec.interactions.ragged import Ragged
+from ilrec.interactions.reading import read_interactions
+from ilrec.processes import run_entry
+from ilrec.ranking.candidates import choose_candidates, rank_by_scores
+from ilrec.ranking.metrics import ranking_metrics
+from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, write_ranking
+
+logger = logging.getLogger("ilrec.baselines")
+METHODS = ("popularity", "item_knn", "sasrec")
+SIMILARITIES = {
+    "cosine": "CosineRecommender",
+    "tfidf": "TFIDFRecommender",
+    "bm25": "BM25Recommender",
+}  # implicit's names
+Scorer = Callable[[Ragged], Tensor]
+
+
+@dataclass
+class ItemKNNConfig(Section):
+    """Items near those of the history (Sarwar et al. 2001), every item of the history alike."""
+
+    similarity: str = setting(
+        "cosine",
+        "between the users of two items: cosine, tfidf or bm25",
+        choices=tuple(SIMILARITIES),
+    )
+    num_neighbours: int = setting(100, "similar items kept for each item", at_least=1)
+
+
+def interaction_matrix(rows: Ragged, num_items: int) -> csr_matrix:
+    """float32 [rows, items]: how often each row has each item."""
+    places = (
+        np.repeat(np.arange(len(rows)), rows.lengths),
+        np.concatenate([np.empty(0, dtype=np.int32), *rows]),
+    )
+    return csr_matrix(
+        (np.ones(len(places[0]), dtype=np.float32), places), shape=(len(rows), num_items)
+    )
+
+
+def item_knn(dataset: InteractionDataset, config: ItemKNNConfig) -> Scorer:
+    """A candidate's score: its similarity to the items of the history, summed over those that have it as a neighbour."""
+    try:
+        from implicit import nearest_neighbours
+    except ImportError:
+        raise InputError("item-kNN needs the package implicit: pip install implicit") from None
+    # Every item is its own nearest neighbour, which says nothing about others: one more is asked for, and that one dropped.
+    model = getattr(nearest_neighbours, SIMILARITIES[config.similarity])(
+        K=config.num_neighbours + 1
+    )
+    model.fit(
+        interaction_matrix(dataset.training_sequences(), dataset.num_items), show_progress=False
+    )
+    similarity = model.similarity.copy()
+    similarity.setdiag(0)
+    return lambda histories: torch.from_numpy(
+        (interaction_matrix(histories, dataset.num_items) @ similarity).toarray()
+    )
+
+
+def popularity(dataset: InteractionDataset) -> Scorer:
+    counts_I = torch.from_numpy(popularity_scores(dataset.training_sequences(), dataset.num_items))
+    return lambda histories: counts_I.expand(len(histories), -1)
+
+
+def sasrec(dataset: InteractionDataset, directory: str) -> Scorer:
+    return SASRec.load(directory, dataset.item_ids).item_probabilities
+
+
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--method", required=True, choices=METHODS)
+    parser.add_argument("--data", required=True, help="data directory")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="JSON file to write, in place of an older one"
+    )
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument(
+        "--candidates", choices=CANDIDATES, default="auto", help="as of ilrec/rank.py"
+    )
+    parser.add_argument(
+        "--sasrec",
+        default="",
+        help="directory that tools/train_sasrec.py wrote, for --method sasrec",
+    )
+    parser.add_argument(
+        "--k_core", type=int, default=DataConfig().k_core, help="RecBole files: k-core filter"
+    )
+    arguments, rest = parser.parse_pairs(argv)
+    fields = parse_overrides(rest)
+    known = ItemKNNConfig.__dataclass_fields__ if arguments.method == "item_knn" else {}
+    for name in fields:
+        if name not in known:
+            raise InputError(
+                f"command line: unknown field {name!r} for --method {arguments.method}{nearest(name, known)}"
+            )
+    config = build_section(
+        ItemKNNConfig, {name: (value, "command line") for name, value in fields.items()}
+    )
+    check_ranking(arguments.output)
+    dataset = read_interactions(arguments.data, arguments.k_core)
+    scorer = {
+        "popularity": lambda: popularity(dataset),
+        "item_knn": lambda: item_knn(dataset, config),
+        "sasrec": lambda: sasrec(dataset, arguments.sasrec),
+    }[arguments.method]()
+    candidates = choose_candidates(arguments.candidates, dataset.sequences)
+    ranks = rank_by_scores(*dataset.evaluation(arguments.split), scorer, candidates)
+    metrics = ranking_metrics(ranks, CUTOFFS)
+    protocol = {
+        "catalogue": "full ranking",
+        "split": arguments.split,
+        "num_users": len(ranks),
+        "candidates": candidates,
+        "num_items": dataset.num_items,
+        "method": arguments.method,
+    } | dataset.numbering()
+    protocol |= {name: getattr(config, name) for name in fields}
+    try:
+        write_ranking(arguments.output, metrics, protocol, ranks)
+    finally:  # also what cannot be written is said
+        print(format_table({arguments.method: metrics}, tuple(metrics)), flush=True)
+
+
+if __name__ == "__main__":
+    run_entry(main)
