@@ -1,4 +1,5 @@
-"""Installs ilrec. Ranges that people can live with; the exact versions of CI are in constraints.txt."""
+"""Installs ilrec. Ranges that people can live with; the exact versions of CI are in
+constraints.txt."""
 
 from setuptools import find_packages, setup
 

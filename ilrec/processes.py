@@ -1,4 +1,5 @@
-"""What every command line of ilrec shares: one clear message for bad input, exit codes, and who this process is."""
+"""What every command line of ilrec shares: one clear message for bad input, exit codes, and who
+this process is."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ from ilrec.errors import InputError
 
 # Exit status for bad input, as argparse has it; a bug exits with 1 and its traceback.
 BAD_INPUT = 2
-# Longer than the launchers take to end the other ranks once one has exited (deepspeed and torchrun poll within a second).
+# Longer than the launchers take to end the other ranks once one has exited (deepspeed and torchrun
+# poll within a second).
 LAUNCHER_GRACE_SECONDS = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 # Of an error's text: that it comes from what connects the ranks ...
 FROM_BACKEND = ("gloo", "NCCL", "c10d", "TCPStore", "env:// rendezvous")
-# ... and that the rank at the other end is gone: gloo's and the store's words, and NCCL's ncclRemoteError.
+# ... and that the rank at the other end is gone: gloo's and the store's words, and NCCL's
+# ncclRemoteError.
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -34,7 +37,8 @@ LOST_PEER = (
     "Connection refused",
     "remote process exit",
 )
-# What to do where ranks do not find together, by what the backend says; last where it says anything else.
+# What to do where ranks do not find together, by what the backend says; last where it says anything
+# else.
 RENDEZVOUS_ADVICE = (
     (
         "EADDRINUSE",
@@ -74,7 +78,8 @@ def world_size() -> int:
 
 
 def run_entry(main: Callable[[list[str]], int | None]) -> None:
-    """Run `main(argv)`, which returns the exit status (None: 0). Bad input: one message, non-zero everywhere. A bug: its traceback."""
+    """Run `main(argv)`, which returns the exit status (None: 0). Bad input: one message, non-zero
+    everywhere. A bug: its traceback."""
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.ERROR,
         stream=sys.stderr,
@@ -87,7 +92,8 @@ def run_entry(main: Callable[[list[str]], int | None]) -> None:
         status = main(sys.argv[1:])
     except InputError as error:
         if rank() != 0:
-            # Where rank 0 met the same error, it has said so and the launcher ends this process while it waits.
+            # Where rank 0 met the same error, it has said so and the launcher ends this process
+            # while it waits.
             time.sleep(LAUNCHER_GRACE_SECONDS)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(BAD_INPUT)
@@ -114,10 +120,12 @@ def run_entry(main: Callable[[list[str]], int | None]) -> None:
 
 
 def leave_process_group(status: int = 0) -> None:
-    """The end of a process that a launcher started and that has done its work; nothing for one that runs alone.
+    """The end of a process that a launcher started and that has done its work; nothing for one that
+    runs alone.
 
-    Without the interpreter's own end, in which a library's thread now and then aborts the process ("terminate called without an
-    active exception", seen in two of some sixty launches of two ranks), so that the launcher reports a failed run.
+    Without the interpreter's own end, in which a library's thread now and then aborts the process
+    ("terminate called without an active exception", seen in two of some sixty launches of two
+    ranks), so that the launcher reports a failed run.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -131,9 +139,11 @@ def leave_process_group(status: int = 0) -> None:
 
 @contextlib.contextmanager
 def joining_ranks() -> Iterator[None]:
-    """Inside, the process group is started. Where that fails: an InputError with the backend's own words.
+    """Inside, the process group is started. Where that fails: an InputError with the backend's own
+    words.
 
-    NCCL connects ranks in their first collective operation: only after one does the group count as up.
+    NCCL connects ranks in their first collective operation: only after one does the group count as
+    up.
     """
     try:
         yield
@@ -154,7 +164,8 @@ def joining_ranks() -> Iterator[None]:
 
 
 def backend_line(error: BaseException) -> str:
-    """The last line of an error's text, where NCCL names the cause; not the C++ frames that may follow."""
+    """The last line of an error's text, where NCCL names the cause; not the C++ frames that may
+    follow."""
     lines = str(error).partition("Exception raised from")[0].strip().splitlines()
     return lines[-1].strip().rstrip(".") if lines else type(error).__name__
 
@@ -165,7 +176,8 @@ def _is_from_backend(error: BaseException) -> bool:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """A collective operation that failed because a rank is gone: the cause is in its message, not here."""
+    """A collective operation that failed because a rank is gone: the cause is in its message, not
+    here."""
     lost = any(text in str(error) for text in LOST_PEER)
     return lost and torch.distributed.is_initialized() and _is_from_backend(error)
 

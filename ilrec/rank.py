@@ -1,11 +1,13 @@
 """Rank the full catalogue for every user: Hit@K and NDCG@K by trie-constrained beam search.
 
     python ilrec/rank.py --model runs/stage2/final --data DIR --split test --num_beams 20
-    deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR         # or torchrun: users split over the ranks
+    deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR         # or torchrun:
+    users split over the ranks
 
---model is the final/ of a run (adapter or full model) or a merged model. Writes ranking.json beside the model's weights,
-or where --output says: metrics, and the protocol that they were measured under; and ranking.npy, the target's rank for each user.
-Older ones are replaced, both or neither. Each user, or each of --num_users, is ranked exactly once.
+--model is the final/ of a run (adapter or full model) or a merged model. Writes ranking.json beside
+the model's weights, or where --output says: metrics, and the protocol that they were measured
+under; and ranking.npy, the target's rank for each user. Older ones are replaced, both or neither.
+Each user, or each of --num_users, is ranked exactly once.
 """
 
 from __future__ import annotations
@@ -120,7 +122,8 @@ def load_trained(
 
 
 def data_config(model_directory: str, data: str | None) -> DataConfig:
-    """The data settings that the model was trained with; `data` overrides the place, not the rendering."""
+    """The data settings that the model was trained with; `data` overrides the place, not the
+    rendering."""
     path = Path(model_directory) / "ilrec.yaml"
     if not path.exists():
         raise InputError(
@@ -151,11 +154,13 @@ def rank_users(
     device: torch.device,
     candidates: str,
 ) -> Tensor:
-    """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are split over the ranks.
+    """The target's rank for each user of `samples`, in order: int64 [users], on the CPU. Users are
+    split over the ranks.
 
     candidates: all, or unseen: items of a user's history take no beam.
 
-    Users with histories of like length share a batch, so that little of it is padding, the longest first.
+    Users with histories of like length share a batch, so that little of it is padding, the longest
+    first.
     """
     order = np.argsort(
         -np.minimum(samples.histories.lengths, samples.builder.max_history_items), kind="stable"
@@ -193,14 +198,16 @@ def rank_users(
 
 
 def progress(num_done: int, num_mine: int, num_users: int, seconds: float) -> str:
-    """A line of the log. Shares of the ranks differ by a user, so that this one's share that is done stands for all."""
+    """A line of the log. Shares of the ranks differ by a user, so that this one's share that is
+    done stands for all."""
     share = num_done / num_mine
     num_ranked = int(share * num_users)
     return f"{num_ranked} of {num_users} users, {num_ranked / seconds:.1f} users/s, {seconds / share - seconds:.0f} s left"
 
 
 def _gather(ranks: Tensor, order: Tensor) -> Tensor:
-    """Every process's share, put back in user order. Each user is there once, whatever the number of processes."""
+    """Every process's share, put back in user order. Each user is there once, whatever the number
+    of processes."""
     shares: list = [ranks]
     if world_size() > 1:
         shares = [None] * world_size()
@@ -212,7 +219,8 @@ def _gather(ranks: Tensor, order: Tensor) -> Tensor:
 
 
 def evenly_spread(num_wanted: int, num_users: int) -> slice:
-    """The same users for every model, so that two rankings can be compared in pairs. num_wanted 0: all."""
+    """The same users for every model, so that two rankings can be compared in pairs. num_wanted 0:
+    all."""
     wanted = min(num_wanted, num_users) or num_users
     step = num_users // wanted
     return slice(0, wanted * step, step)

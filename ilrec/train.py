@@ -1,12 +1,15 @@
-"""Train one stage: sft, stage1, stage2 or joint; a stage is a recipe and the model that it starts from.
+"""Train one stage: sft, stage1, stage2 or joint; a stage is a recipe and the model that it starts
+from.
 
-    python ilrec/train.py --config ilrec/recipes/sft.yaml --data DIR --output_dir runs/sft            # one process, no DeepSpeed
-    deepspeed --num_gpus 2 ilrec/train.py --ds_config ds_configs/zero3_cpu.json --config ilrec/recipes/stage1.yaml \\
-        --model runs/sft/final --data DIR --output_dir runs/stage1
-    torchrun --nproc_per_node 8 ilrec/train.py --ds_config ds_configs/zero3_bf16.json --config ilrec/recipes/stage2.yaml ...
+    python ilrec/train.py --config ilrec/recipes/sft.yaml --data DIR --output_dir runs/sft
+    # one process, no DeepSpeed deepspeed --num_gpus 2 ilrec/train.py --ds_config
+        ds_configs/zero3_cpu.json --config ilrec/recipes/stage1.yaml \\ --model runs/sft/final
+        --data DIR --output_dir runs/stage1
+    torchrun --nproc_per_node 8 ilrec/train.py --ds_config ds_configs/zero3_bf16.json --config
+    ilrec/recipes/stage2.yaml ...
 
-Any field of a recipe may be given as --field value. The run directory explains itself: config.yaml, ds_config.json,
-environment.json, metrics.jsonl, tensorboard/, checkpoint-*/ and final/.
+Any field of a recipe may be given as --field value. The run directory explains itself: config.yaml,
+ds_config.json, environment.json, metrics.jsonl, tensorboard/, checkpoint-*/ and final/.
 """
 
 from __future__ import annotations

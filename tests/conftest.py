@@ -1,4 +1,5 @@
-"""A tiny world for the tests: 24 items, 30 users, a tiny Llama with a tokenizer, one launch of real ranks."""
+"""A tiny world for the tests: 24 items, 30 users, a tiny Llama with a tokenizer, one launch of real
+ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ os.environ["HF_HOME"] = CACHE.name  # nor read or fill the user's cache
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
-# Every run of the tests draws the same cases. Others, and more: --hypothesis-profile fuzz --hypothesis-seed N (docs/log.md).
+# Every run of the tests draws the same cases. Others, and more: --hypothesis-profile fuzz
+# --hypothesis-seed N (docs/log.md).
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=60, database=None
 )
@@ -46,7 +48,8 @@ INIT = {
 
 
 def write_data(directory: Path) -> Path:
-    """LC-Rec files: users walk through the items in steps of their own; titles of one to three words."""
+    """LC-Rec files: users walk through the items in steps of their own; titles of one to three
+    words."""
     rng = random.Random(0)
     directory.mkdir(parents=True, exist_ok=True)
     words = ["red", "blue", "guitar", "string", "amp", "pedal", "stand"]
@@ -96,7 +99,8 @@ def mapped_files(process: psutil.Process) -> list:
 
 @pytest.fixture(autouse=True)
 def shared_memory() -> Iterator[None]:
-    """DeepSpeed's CPU collectives leave 66 MiB for each rank of a run in /dev/shm: what a test left is removed.
+    """DeepSpeed's CPU collectives leave 66 MiB for each rank of a run in /dev/shm: what a test left
+    is removed.
 
     What a process still has open is another run's, which would wait forever without it.
     """
@@ -123,7 +127,8 @@ def free_port() -> int:
 
 
 def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command of the project as a user would, from its root. `torchrun`, and 3 s slower `deepspeed`, start two ranks."""
+    """Run a command of the project as a user would, from its root. `torchrun`, and 3 s slower
+    `deepspeed`, start two ranks."""
     words, variables = as_user(command, environment)
     return subprocess.run(
         words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout
@@ -162,7 +167,8 @@ TRITON_BACKENDS = ("row_kernel", "vocab_stream")
 
 
 def backend_called(name: str, monkeypatch) -> str:
-    """What to give to cross_layer_loss. row_kernel: row_slab with its Triton kernel, which on the CPU runs in the interpreter."""
+    """What to give to cross_layer_loss. row_kernel: row_slab with its Triton kernel, which on the
+    CPU runs in the interpreter."""
     from ilrec.ops import row_slab
 
     if name in TRITON_BACKENDS:

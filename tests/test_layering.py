@@ -67,7 +67,8 @@ def imports(source: str) -> set[str]:
 
 
 def imported_module(module: str, name: str) -> str:
-    """`from ilrec import train` imports a module of the package, `from ilrec import __version__` does not."""
+    """`from ilrec import train` imports a module of the package, `from ilrec import __version__`
+    does not."""
     inside = f"{module}.{name}"
     return inside if inside in MODULES else module
 
@@ -130,7 +131,8 @@ def test_import_without_the_optional_packages():
 
 
 def test_no_module_shadows_a_library():
-    """`deepspeed ilrec/train.py` puts ilrec/ first on sys.path: a file there must not be named like a package."""
+    """`deepspeed ilrec/train.py` puts ilrec/ first on sys.path: a file there must not be named like
+    a package."""
     taken = {
         "kernels",
         "datasets",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# What comes with another package that is declared, or is imported only where it happens to be installed.
+# What comes with another package that is declared, or is imported only where it happens to be
+# installed.
 NOT_DECLARED = {"triton": "a CUDA build of torch brings its own"}
 
 

@@ -1,4 +1,5 @@
-"""rank.py: what it reads of a model's directory, what it says, what it leaves where it cannot write."""
+"""rank.py: what it reads of a model's directory, what it says, what it leaves where it cannot
+write."""
 
 from __future__ import annotations
 

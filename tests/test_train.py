@@ -1,4 +1,5 @@
-"""ilrec/train.py on one process: every recipe, the stages' hand-over, the run directory, resume, and what it refuses."""
+"""ilrec/train.py on one process: every recipe, the stages' hand-over, the run directory, resume,
+and what it refuses."""
 
 import json
 import shutil
@@ -73,7 +74,8 @@ def test_every_recipe_runs(recipe, data, base, tmp_path, sasrec):
 
 
 def test_negatives_that_continue_an_item(data, base, tmp_path):
-    """Three codes of 3, 4 and 2 values: with the threshold open, all other children of the node, 2, 3 and 1, and none at the end."""
+    """Three codes of 3, 4 and 2 values: with the threshold open, all other children of the node, 2,
+    3 and 1, and none at the end."""
     run("stage1", data, tmp_path / "run", model=base, negative_tokens="continuations", alpha=1e-30)
     assert logged(tmp_path / "run")[0]["negatives/per_token"] == pytest.approx(6 / 4)
     assert logged(tmp_path / "run")[0]["negatives/rows_without"] == pytest.approx(1 / 4)
@@ -81,7 +83,8 @@ def test_negatives_that_continue_an_item(data, base, tmp_path):
 
 @pytest.mark.parametrize("item_format", ["semantic_id", "title"])
 def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
-    """The same recipe and reward on windows: as many tokens are learnt per sample as the windows have; ranking follows by itself."""
+    """The same recipe and reward on windows: as many tokens are learnt per sample as the windows
+    have; ranking follows by itself."""
     final = run(
         "stage1",
         data,
@@ -156,7 +159,8 @@ def test_validation_loss_is_measured_on_the_way(data, base, tmp_path):
 
 
 def test_stage2_goes_on_exactly_where_stage1_ended(data, base, tmp_path, monkeypatch):
-    """Stage 2's first logged loss is that of stage 1's saved model on the same batch, under stage 2's objective."""
+    """Stage 2's first logged loss is that of stage 1's saved model on the same batch, under stage
+    2's objective."""
     stage1 = run("stage1", data, tmp_path / "stage1", model=base, learning_rate=1e-2)
     seen = []
     collate = TrainingCollator.__call__
@@ -178,7 +182,8 @@ def test_stage2_goes_on_exactly_where_stage1_ended(data, base, tmp_path, monkeyp
 
 
 def test_resume_takes_the_newest_complete_checkpoint(data, base, tmp_path, caplog):
-    """5 steps at once == 5 steps of which the last are run again from a checkpoint; an incomplete one is passed over."""
+    """5 steps at once == 5 steps of which the last are run again from a checkpoint; an incomplete
+    one is passed over."""
     whole = tmp_path / "whole"
     run("joint", data, whole, model=base, max_steps=5, save_steps=2, save_total_limit=5)
     resumed = tmp_path / "resumed"
@@ -205,7 +210,8 @@ def test_a_run_does_not_go_on_with_other_data(data, base, tmp_path):
 
 
 def test_a_run_does_not_go_on_with_other_settings(data, base, tmp_path, caplog):
-    """Refused and left as it is; told to start anew, the earlier run is kept apart, and nothing of it is gone on from."""
+    """Refused and left as it is; told to start anew, the earlier run is kept apart, and nothing of
+    it is gone on from."""
     directory = tmp_path / "run"
     first = (
         run("stage1", data, directory, model=base, beta=0.1) / "adapter_model.safetensors"
@@ -233,7 +239,8 @@ def test_a_run_does_not_go_on_with_other_settings(data, base, tmp_path, caplog):
 
 
 def test_what_may_change_is_obeyed(data, base, tmp_path):
-    """More steps under a schedule that allows them, and other intervals: as asked now, not as the checkpoint remembers."""
+    """More steps under a schedule that allows them, and other intervals: as asked now, not as the
+    checkpoint remembers."""
     fields = {"model": base, "lr_scheduler_type": "constant"}
     run("stage1", data, tmp_path / "whole", **fields, max_steps=6)
     run("stage1", data, tmp_path / "run", **fields, max_steps=2, save_steps=2)
@@ -250,7 +257,8 @@ def test_what_may_change_is_obeyed(data, base, tmp_path):
 
 
 def test_a_base_in_the_run_directory_is_made_of_what_is_asked(data, tmp_path):
-    """The first run has ended before it had a checkpoint; its base, of another size, is still there."""
+    """The first run has ended before it had a checkpoint; its base, of another size, is still
+    there."""
     run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
     for left in (tmp_path / "run").iterdir():
         if left.name != "base":
@@ -343,7 +351,8 @@ def test_items_of_the_task_are_the_catalogue(data):
 def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(
     layout, data, base, tmp_path, sasrec
 ):
-    """Two epochs, one interrupted in its middle and gone on with: the same losses, rewards included, as the run without a break."""
+    """Two epochs, one interrupted in its middle and gone on with: the same losses, rewards
+    included, as the run without a break."""
     fields = {
         "model": base,
         "max_steps": -1,

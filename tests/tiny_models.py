@@ -1,4 +1,5 @@
-"""A tiny Llama, samples for it and the Trainer's arguments, for tests that need no data directory."""
+"""A tiny Llama, samples for it and the Trainer's arguments, for tests that need no data
+directory."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
@@ -23,7 +24,8 @@ def tiny_llama(tied: bool = False, **fields) -> LlamaForCausalLM:
 
 
 def samples(num: int) -> list[dict]:
-    """Sequences of 12 tokens with 2 to 6 supervised ones, so that micro-batches differ in their token counts."""
+    """Sequences of 12 tokens with 2 to 6 supervised ones, so that micro-batches differ in their
+    token counts."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for i in range(num):

@@ -1,9 +1,10 @@
 """Build semantic IDs: residual k-means over item embeddings, no two items with the same code.
 
-    python tools/build_semantic_ids.py --data DIR --embeddings runs/sasrec/item_embeddings.npy --output ids.index.json
+    python tools/build_semantic_ids.py --data DIR --embeddings runs/sasrec/item_embeddings.npy
+    --output ids.index.json
 
---embeddings: an array [items, dims] NAME.npy, of any origin, and beside it NAME.ids.json, a JSON list of the item
-ids of its rows, in any order; tools/train_sasrec.py writes both.
+--embeddings: an array [items, dims] NAME.npy, of any origin, and beside it NAME.ids.json, a JSON
+list of the item ids of its rows, in any order; tools/train_sasrec.py writes both.
 """
 
 from __future__ import annotations

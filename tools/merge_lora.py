@@ -1,10 +1,12 @@
-"""Merge a LoRA adapter into its base, tensor by tensor: a plain Hugging Face model directory that ranks as the adapter does.
+"""Merge a LoRA adapter into its base, tensor by tensor: a plain Hugging Face model directory that
+ranks as the adapter does.
 
     python tools/merge_lora.py --adapter runs/stage2/final --output merged [--verify]
     python tools/merge_lora.py --inspect runs/stage2
 
---adapter may be final/, any checkpoint-N, also of a run that goes on or has died, or an adapter written by peft. Memory does not grow
-with the model; W + scaling B A is computed in float32 and rounded once. Written beside and renamed: what has the name is whole.
+--adapter may be final/, any checkpoint-N, also of a run that goes on or has died, or an adapter
+written by peft. Memory does not grow with the model; W + scaling B A is computed in float32 and
+rounded once. Written beside and renamed: what has the name is whole.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Raw interactions -> one prepared directory, which training and ranking memory-map. docs/data.md says what is in it.
+"""Raw interactions -> one prepared directory, which training and ranking memory-map. docs/data.md
+says what is in it.
 
-    python tools/prepare_data.py --preset amazon_2023 --interactions Office.jsonl.gz --items meta_Office.jsonl.gz --output data/office
-    python tools/prepare_data.py --interactions a.csv b.csv --user_column user --item_column item --time_column ts --output data/mine
-    python tools/prepare_data.py --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
+    python tools/prepare_data.py --preset amazon_2023 --interactions Office.jsonl.gz --items
+    meta_Office.jsonl.gz --output data/office python tools/prepare_data.py --interactions a.csv
+    b.csv --user_column user --item_column item --time_column ts --output data/mine python
+    tools/prepare_data.py --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
 
-Files are JSON lines, CSV, TSV (each also .gz) or Parquet, as their names say; in TSV a quote is a character, unless --quoted_tsv. A
-malformed line is named and ends the import, or is skipped up to --max_bad_lines; nothing half written remains, also when the import is
-interrupted.
+Files are JSON lines, CSV, TSV (each also .gz) or Parquet, as their names say; in TSV a quote is a
+character, unless --quoted_tsv. A malformed line is named and ends the import, or is skipped up to
+--max_bad_lines; nothing half written remains, also when the import is interrupted.
 """
 
 from __future__ import annotations
@@ -152,7 +154,8 @@ def import_files(
 
 
 def import_directory(arguments: argparse.Namespace) -> InteractionDataset:
-    """An LC-Rec or RecBole directory as it is: published data are filtered already (RecBole's get their k-core)."""
+    """An LC-Rec or RecBole directory as it is: published data are filtered already (RecBole's get
+    their k-core)."""
     names = ("items", "preset", "repeats", "min_items", "max_items", "min_rating", "quoted_tsv")
     ignored = [name for name in names if getattr(arguments, name) is not None]
     if ignored or len(arguments.interactions) > 1:

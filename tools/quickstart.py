@@ -1,9 +1,10 @@
-"""The whole way on real data: MovieLens-100k, semantic IDs, SASRec, sft, stage1, stage2, merge, rank, report.
+"""The whole way on real data: MovieLens-100k, semantic IDs, SASRec, sft, stage1, stage2, merge,
+rank, report.
 
     make quickstart        (or: python tools/quickstart.py --output runs/quickstart)
 
-Every step is a command that can be typed by hand, and is shown as it runs. A step whose command and inputs are unchanged
-since it last finished is not run again.
+Every step is a command that can be typed by hand, and is shown as it runs. A step whose command and
+inputs are unchanged since it last finished is not run again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory, write_text
 from ilrec.processes import run_entry
 
-# RecBole's wheel carries MovieLens-100k with titles (GroupLens' terms of use). The sum is the registry's for this release.
+# RecBole's wheel carries MovieLens-100k with titles (GroupLens' terms of use). The sum is the
+# registry's for this release.
 WHEEL, WHEEL_SHA256 = (
     "recbole==1.2.1",
     "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
@@ -51,8 +53,8 @@ class Quickstart:
     ) -> None:
         """Run one command unless it finished before with the same words and the same input files.
 
-        `directory` is what it writes: kept where the same command was interrupted (training goes on from its newest checkpoint),
-        removed where command or inputs have changed since.
+        `directory` is what it writes: kept where the same command was interrupted (training goes on
+        from its newest checkpoint), removed where command or inputs have changed since.
         """
         marker = self.output / "steps" / f"{name}.json"
         wanted = {"command": command, "inputs": {str(p): _sha256(Path(p)) for p in inputs}}
@@ -82,7 +84,8 @@ def _sha256(path: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Two CPU ranks share the cores; more threads than cores each would only wait for each other."""
+    """Two CPU ranks share the cores; more threads than cores each would only wait for each
+    other."""
     threads = max(1, (os.cpu_count() or 1) // CPU_RANKS)
     return {
         **os.environ,
@@ -92,7 +95,8 @@ def _environment() -> dict[str, str]:
 
 
 def fetch_movielens(output: Path, wheel: str | None) -> Path:
-    """The data directory; downloads RecBole's wheel (2 MB) unless `wheel` names a local copy. The sum is checked."""
+    """The data directory; downloads RecBole's wheel (2 MB) unless `wheel` names a local copy. The
+    sum is checked."""
     directory = output / "data" / "ml-100k"
     if (directory / "ml-100k.inter").exists() and (directory / "ml-100k.item").exists():
         return directory
@@ -261,7 +265,8 @@ def main(argv: list[str]) -> None:
     report(run, rankings)
 
 
-# SASRec's settings for this data set and half a minute: fewer epochs at a higher rate than the defaults.
+# SASRec's settings for this data set and half a minute: fewer epochs at a higher rate than the
+# defaults.
 SASREC: dict[str, object] = {
     "num_layers": 1,
     "learning_rate": 5e-3,
@@ -269,8 +274,8 @@ SASREC: dict[str, object] = {
     "num_epochs": 10,
 }
 
-# What differs from the shipped stage1 and stage2 for a model this small: its prompts, its batch, its learning rate, and the
-# collaborative reward, because SASRec is there.
+# What differs from the shipped stage1 and stage2 for a model this small: its prompts, its batch,
+# its learning rate, and the collaborative reward, because SASRec is there.
 STAGE: dict[str, object] = {
     "prompt_prefix": "",
     "prompt_separator": "",

@@ -1,4 +1,5 @@
-"""The table and the picture of a set of runs: metrics of each, loss terms and hard negatives over steps.
+"""The table and the picture of a set of runs: metrics of each, loss terms and hard negatives over
+steps.
 
 python tools/report.py --rank NAME=ranking.json ... --run NAME=RUN_DIR ... --output report.png
 """
@@ -49,7 +50,8 @@ def check_picture(path: Path) -> None:
 
 
 def draw(rows: dict[str, dict[str, float]], runs: dict[str, list[dict]], path: Path) -> None:
-    """Loss terms | hard negatives per token | Hit@K bars. Runs follow each other on the step axis."""
+    """Loss terms | hard negatives per token | Hit@K bars. Runs follow each other on the step
+    axis."""
     figure, (losses, negatives, bars) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     offset = 0
     for name, lines in runs.items():

@@ -1,10 +1,13 @@
-"""Train SASRec, the light collaborative filter, and measure it and popularity on the full catalogue.
+"""Train SASRec, the light collaborative filter, and measure it and popularity on the full
+catalogue.
 
-    python tools/train_sasrec.py --data DIR --output runs/sasrec [--config FILE.yaml] [--hidden_size 128 ...]
+    python tools/train_sasrec.py --data DIR --output runs/sasrec [--config FILE.yaml] [--hidden_size
+    128 ...]
 
-Any field of SASRecConfig (ilrec/config/sections.py) may be given as --field value. The output directory holds the model, which
-`sasrec:` in a recipe names; ranking.json and popularity.json, test figures; and item_embeddings.npy with
-item_embeddings.ids.json, the item of each row, for semantic IDs.
+Any field of SASRecConfig (ilrec/config/sections.py) may be given as --field value. The output
+directory holds the model, which
+`sasrec:` in a recipe names; ranking.json and popularity.json, test figures; and item_embeddings.npy
+with item_embeddings.ids.json, the item of each row, for semantic IDs.
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ def sasrec_config(path: str | None, overrides: dict) -> SASRecConfig:
 def measure(
     dataset: InteractionDataset, score, name: str
 ) -> tuple[dict[str, float], dict[str, Any], torch.Tensor]:
-    """`score(histories) -> [B, I]` on every test user against the full catalogue: metrics, protocol and ranks, for write_ranking."""
+    """`score(histories) -> [B, I]` on every test user against the full catalogue: metrics, protocol
+    and ranks, for write_ranking."""
     candidates = choose_candidates("auto", dataset.sequences)
     ranks = rank_by_scores(*dataset.evaluation("test"), score, candidates)
     protocol = {

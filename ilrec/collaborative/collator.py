@@ -13,8 +13,8 @@ from ilrec.items.trie import ItemTrie
 
 
 class ContinuationCollator:
-    """Adds to a collated batch the tokens that continue an item at each target's place, and the collaborative filter's rewards
-    of them (method.md, step 4), which are 0 without a filter."""
+    """Adds to a collated batch the tokens that continue an item at each target's place, and the
+    collaborative filter's rewards of them (method.md, step 4), which are 0 without a filter."""
 
     def __init__(
         self,

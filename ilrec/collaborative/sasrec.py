@@ -1,9 +1,12 @@
-"""SASRec, the light collaborative filter whose opinion becomes the reward (Kang & McAuley 2018; method.md, step 4).
+"""SASRec, the light collaborative filter whose opinion becomes the reward (Kang & McAuley 2018;
+method.md, step 4).
 
-A causal transformer over item embeddings, trained with cross-entropy over the full catalogue at every position. Where no user
-has an item twice, items of the history are no candidates, in training and in scoring. The command line is tools/train_sasrec.py.
+A causal transformer over item embeddings, trained with cross-entropy over the full catalogue at
+every position. Where no user has an item twice, items of the history are no candidates, in training
+and in scoring. The command line is tools/train_sasrec.py.
 
-Shapes: B batch, T positions, D hidden size, I items, P positions with a target, S pairs of a position and an item seen before it.
+Shapes: B batch, T positions, D hidden size, I items, P positions with a target, S pairs of a
+    position and an item seen before it.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ Sequences = Sequence[Sequence[int] | np.ndarray]
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, pre-norm; the feed-forward is as narrow as the paper's (equation 6)."""
+    """Self-attention and feed-forward, pre-norm; the feed-forward is as narrow as the paper's
+    (equation 6)."""
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
@@ -88,7 +92,8 @@ class SASRec(nn.Module):
             nn.init.normal_(parameter, std=INITIAL_STD)
 
     def forward(self, items_BT: Tensor) -> Tensor:
-        """items_BT: int64, oldest first, padded with -1 on the left, T <= max_history_items. Returns states [B, T, D].
+        """items_BT: int64, oldest first, padded with -1 on the left, T <= max_history_items.
+        Returns states [B, T, D].
 
         The state at t has seen the items up to t. The newest item always has the last position.
         """
@@ -108,7 +113,8 @@ class SASRec(nn.Module):
         return self.norm(states_BTD)
 
     def item_logits(self, states: Tensor) -> Tensor:
-        """states [..., D] -> scores of all items [..., I], by the embedding that also reads them."""
+        """states [..., D] -> scores of all items [..., I], by the embedding that also reads
+        them."""
         return states @ self.items.weight.T
 
     def item_embeddings(self) -> Tensor:
@@ -117,9 +123,11 @@ class SASRec(nn.Module):
 
     @torch.no_grad()
     def item_probabilities(self, histories: Sequences) -> Tensor:
-        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1; empty history: uniform. No dropout.
+        """p_cf(i | user) of method.md, step 4: float32 [B, I], rows sum to 1; empty history:
+        uniform. No dropout.
 
-        Under `candidates: unseen` all items of a history have probability 0, those that are too old to be read too.
+        Under `candidates: unseen` all items of a history have probability 0, those that are too old
+        to be read too.
         """
         self.eval()
         device = self.items.weight.device
@@ -137,7 +145,8 @@ class SASRec(nn.Module):
     def save(self, directory: str | Path, item_ids: Iterable[str]) -> None:
         """Weights, then the configuration that makes them complete, each beside and renamed.
 
-        item_ids: of items 0, 1, ...; their digest is saved, so that load() knows whose numbers these are.
+        item_ids: of items 0, 1, ...; their digest is saved, so that load() knows whose numbers
+            these are.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -158,7 +167,8 @@ class SASRec(nn.Module):
     def load(cls, directory: str | Path, item_ids: Sequence[str]) -> SASRec:
         """The model that save() wrote, on the CPU, in evaluation mode.
 
-        Raises InputError where it is incomplete or damaged, or item_ids are not those it was trained on, in order.
+        Raises InputError where it is incomplete or damaged, or item_ids are not those it was
+        trained on, in order.
         """
         directory = Path(directory)
         missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
@@ -219,10 +229,12 @@ def train_sasrec(
     valid: tuple[Sequences, Sequence[int] | np.ndarray],
     log: Callable[[str], object],
 ) -> SASRec:
-    """Train, and return the epoch with the best NDCG@10 on `valid`, (histories, targets), on the CPU.
+    """Train, and return the epoch with the best NDCG@10 on `valid`, (histories, targets), on the
+    CPU.
 
-    Every item of a training sequence but the first is a target once. The seed decides the result on the CPU. One line
-    per epoch goes to `log`. Raises InputError where no sequence has two items, and where `candidates` does not fit them.
+    Every item of a training sequence but the first is a target once. The seed decides the result on
+    the CPU. One line per epoch goes to `log`. Raises InputError where no sequence has two items,
+    and where `candidates` does not fit them.
     """
     windows_WT = _windows(train_sequences, config.max_history_items)
     config = dataclasses.replace(config, candidates=_candidates(train_sequences, config.candidates))
@@ -312,7 +324,8 @@ def _loss(
 
 
 def _seen_before(items_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """(position, item) pairs: each item that is no padding, numbered in order, with itself and the items before it."""
+    """(position, item) pairs: each item that is no padding, numbered in order, with itself and the
+    items before it."""
     is_item_BT = items_BT != PADDING
     length = items_BT.shape[1]
     earlier_TT = torch.ones(length, length, dtype=torch.bool, device=items_BT.device).tril()
@@ -348,9 +361,11 @@ def _ndcg(model: SASRec, histories: Sequences, targets: Sequence[int] | np.ndarr
 
 
 def _windows(sequences: Sequences, max_history_items: int) -> Tensor:
-    """int64 [W, max_history_items + 1], left padded with -1: what is read and, shifted by one, what is predicted.
+    """int64 [W, max_history_items + 1], left padded with -1: what is read and, shifted by one, what
+    is predicted.
 
-    A longer sequence is cut from its newest end; neighbours share one item, a target here and the first input there.
+    A longer sequence is cut from its newest end; neighbours share one item, a target here and the
+    first input there.
     """
     windows = [
         sequence[max(end - max_history_items - 1, 0) : end]
@@ -367,7 +382,8 @@ def _windows(sequences: Sequences, max_history_items: int) -> Tensor:
 
 
 def _batches(windows_WT: Tensor, batch_size: int) -> list[Tensor]:
-    """Window numbers, each once, in random batches of similar lengths: padding costs as much as items do."""
+    """Window numbers, each once, in random batches of similar lengths: padding costs as much as
+    items do."""
     lengths_W = (windows_WT != PADDING).sum(dim=1)
     batches = torch.argsort(lengths_W + torch.rand(len(windows_WT))).split(batch_size)
     return [batches[b] for b in torch.randperm(len(batches)).tolist()]

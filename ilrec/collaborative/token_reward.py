@@ -1,8 +1,11 @@
-"""Item probabilities -> token rewards along the trie of item tokens (arXiv 2602.17410; method.md, step 4).
+"""Item probabilities -> token rewards along the trie of item tokens (arXiv 2602.17410; method.md,
+step 4).
 
-    r_t(v) = sum of p_cf(i | user) over items i that start with y_<t v / the same over items that start with y_<t
+    r_t(v) = sum of p_cf(i | user) over items i that start with y_<t v / the same over items that
+    start with y_<t
 
-at each prefix y_<t of the target's response, the end token included: how the crowd would go on from there.
+at each prefix y_<t of the target's response, the end token included: how the crowd would go on from
+there.
 
 Shapes: B targets, I items, N response tokens of all targets, E children of the N prefixes.
 """
@@ -25,10 +28,11 @@ def token_rewards(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """CSR rewards, one row per response token: all tokens of target 0, then of target 1, ...
 
-    item_probabilities_BI: p_cf, float, >= 0; rows need not sum to 1. target_items_B: item numbers. All on the CPU.
-    Returns offsets_N1 int64, token_ids_E int64, values_E float32, on the CPU: row n, offsets_N1[n] : offsets_N1[n + 1],
-    holds the tokens that may follow prefix n and their rewards, which sum to 1. A prefix that no probable item starts
-    with gets equal rewards. Raises ValueError on a wrong shape and on negative or NaN probabilities.
+    item_probabilities_BI: p_cf, float, >= 0; rows need not sum to 1. target_items_B: item numbers.
+    All on the CPU. Returns offsets_N1 int64, token_ids_E int64, values_E float32, on the CPU: row
+    n, offsets_N1[n] : offsets_N1[n + 1], holds the tokens that may follow prefix n and their
+    rewards, which sum to 1. A prefix that no probable item starts with gets equal rewards. Raises
+    ValueError on a wrong shape and on negative or NaN probabilities.
     """
     mass_BI = np.asarray(item_probabilities_BI)
     targets_B = np.asarray(target_items_B, dtype=np.int64)
@@ -39,7 +43,8 @@ def token_rewards(
         raise ValueError("item_probabilities_BI: expected no negative and no NaN probability")
     rows_N, prefixes_N = _prefix_nodes(targets_B, trie)
     num_children_N, edges_E = _child_edges(prefixes_N, trie)
-    # take: indexing by [:, items] would lay the columns out one after the other, and all that follows reads rows.
+    # take: indexing by [:, items] would lay the columns out one after the other, and all that
+    # follows reads rows.
     leaf_mass_BI = np.take(mass_BI, trie.leaf_items.numpy(), axis=1).astype(np.float64)
     mass_E = _mass_below(
         leaf_mass_BI,
@@ -62,7 +67,8 @@ def token_rewards(
 def continuations(
     target_items_B: Sequence[int] | np.ndarray, trie: ItemTrie
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As token_rewards without a filter: the tokens that may follow each prefix, all with reward 0."""
+    """As token_rewards without a filter: the tokens that may follow each prefix, all with reward
+    0."""
     _, prefixes_N = _prefix_nodes(np.asarray(target_items_B, dtype=np.int64), trie)
     num_children_N, edges_E = _child_edges(prefixes_N, trie)
     offsets_N1 = np.concatenate([[0], np.cumsum(num_children_N)])
@@ -81,9 +87,11 @@ def _child_edges(prefixes_N: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np
 
 
 def _prefix_nodes(targets_B: np.ndarray, trie: ItemTrie) -> tuple[np.ndarray, np.ndarray]:
-    """For each response token: its target's row in the batch and the node of the prefix before it."""
+    """For each response token: its target's row in the batch and the node of the prefix before
+    it."""
     paths_BD = trie.item_paths.numpy()[targets_B]
-    # The last node of a path is the leaf, where nothing follows: as many prefixes as there are nodes after the root.
+    # The last node of a path is the leaf, where nothing follows: as many prefixes as there are
+    # nodes after the root.
     has_next_BD = paths_BD[:, 1:] >= 0
     return np.nonzero(has_next_BD)[0], paths_BD[:, :-1][has_next_BD]
 
@@ -95,10 +103,12 @@ def _mass_below(
     is_first_E: np.ndarray,
     trie: ItemTrie,
 ) -> np.ndarray:
-    """Sum of leaf_mass_BI[row] over the leaves below each node: float64 [E]. is_first_E: the root's children, a run of them per row.
+    """Sum of leaf_mass_BI[row] over the leaves below each node: float64 [E]. is_first_E: the root's
+    children, a run of them per row.
 
-    Segments are summed one by one. Differences of a running sum would be cheaper and lose what is small beside the sum. The root's
-    children cover every leaf, in the same segments for each row: no list of leaves for them, which would be as large as leaf_mass_BI.
+    Segments are summed one by one. Differences of a running sum would be cheaper and lose what is
+    small beside the sum. The root's children cover every leaf, in the same segments for each row:
+    no list of leaves for them, which would be as large as leaf_mass_BI.
     """
     start_E, end_E = trie.node_start.numpy()[nodes_E], trie.node_end.numpy()[nodes_E]
     mass_E = np.empty(len(nodes_E))

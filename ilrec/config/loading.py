@@ -18,12 +18,14 @@ from ilrec.files.reading import read_yaml
 
 
 def parse_overrides(words: list[str]) -> dict[str, str]:
-    """{field: text} of `--field value` and `--field=value`. The text is read where the field's type is known (settings.py)."""
+    """{field: text} of `--field value` and `--field=value`. The text is read where the field's type
+    is known (settings.py)."""
     return dict(pair[2:].split("=", 1) for pair in as_pairs(words))
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
-    """Defaults < recipe < command line, checked. Raises InputError naming the place and the field."""
+    """Defaults < recipe < command line, checked. Raises InputError naming the place and the
+    field."""
     merged: dict[str, tuple[Any, str]] = {}
     for values, source in (
         (read_yaml(path) if path else {}, str(path)),
@@ -49,7 +51,8 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> TrainC
 
 
 def build_section(cls: type, values: Mapping[str, tuple[Any, str]]) -> Any:
-    """One dataclass from {field: (value, where it was given)}, checked: each value, then all together."""
+    """One dataclass from {field: (value, where it was given)}, checked: each value, then all
+    together."""
     checked = {}
     for name, (value, source) in values.items():
         with _said_of(source):

@@ -1,10 +1,11 @@
 """Every setting, once: its default, its help text and its checks.
 
-Precedence: defaults here < the YAML recipe < the command line (`--field value`). YAML and command line are flat: a field's
-name says enough, and no two sections share one. Sections exist for the code, so that each part is handed only its own.
-settings.py says how a value is read.
+Precedence: defaults here < the YAML recipe < the command line (`--field value`). YAML and command
+line are flat: a field's name says enough, and no two sections share one. Sections exist for the
+code, so that each part is handed only its own. settings.py says how a value is read.
 
-    deepspeed ilrec/train.py --ds_config ds_configs/zero3_cpu.json --config ilrec/recipes/stage1.yaml --beta 0.2
+    deepspeed ilrec/train.py --ds_config ds_configs/zero3_cpu.json --config
+    ilrec/recipes/stage1.yaml --beta 0.2
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ class DataConfig(Section):
 
 @dataclass
 class ObjectiveConfig(Section):
-    """The ILRec objective (arXiv 2602.17410; equations in docs/method.md). All weights 0 is plain SFT."""
+    """The ILRec objective (arXiv 2602.17410; equations in docs/method.md). All weights 0 is plain
+    SFT."""
 
     beta: float = setting(
         0.0,
@@ -223,7 +225,8 @@ class ObjectiveConfig(Section):
         )
 
 
-# Of transformers.SchedulerType: those that are a function of the step alone and need no arguments of their own.
+# Of transformers.SchedulerType: those that are a function of the step alone and need no arguments
+# of their own.
 SCHEDULES = (
     "linear",
     "cosine",
@@ -293,7 +296,8 @@ class TrainingConfig(Section):
         require(bool(self.resume), "resume", self.resume, "auto, never or a checkpoint")
 
 
-# Items that may come next: all; unseen: those that are not in the history; auto: unseen if no user has an item twice.
+# Items that may come next: all; unseen: those that are not in the history; auto: unseen if no user
+# has an item twice.
 CANDIDATES = ("auto", "all", "unseen")
 
 

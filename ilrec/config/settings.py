@@ -1,7 +1,9 @@
-"""What a setting is: a field with a default, a help text and the values it may have; and how such a value is read.
+"""What a setting is: a field with a default, a help text and the values it may have; and how such a
+value is read.
 
-A value is read as its field's type says, whether it stands on the command line, in a recipe or in a grid. A field of text takes the
-text to the letter. Elsewhere text must be a number, true or false, or, where a list or a mapping is meant, begin with [ or {.
+A value is read as its field's type says, whether it stands on the command line, in a recipe or in a
+grid. A field of text takes the text to the letter. Elsewhere text must be a number, true or false,
+or, where a list or a mapping is meant, begin with [ or {.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ BOOLEANS = {
     "off": False,
     "0": False,
 }
-# Libraries keep whole numbers in 32 bits here and there (NumPy's seeds, CUDA's indices); no setting needs a larger one.
+# Libraries keep whole numbers in 32 bits here and there (NumPy's seeds, CUDA's indices); no setting
+# needs a larger one.
 LARGEST_WHOLE = 2**31 - 1
 KINDS = {
     str: "text",
@@ -84,7 +87,8 @@ def setting(
 
 
 class Section:
-    """A dataclass of settings. Each is read as its type says and held to its domain when the object is made.
+    """A dataclass of settings. Each is read as its type says and held to its domain when the object
+    is made.
 
     Raises InputError, which begins with the field's name.
     """
@@ -101,7 +105,8 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def read_field(cls: type, name: str, value: Any) -> Any:
-    """The value as the field's type says, within its domain; InputError, which begins with the field's name, where it does not fit."""
+    """The value as the field's type says, within its domain; InputError, which begins with the
+    field's name, where it does not fit."""
     hint = hints_of(cls)[name]
     domain = cls.__dataclass_fields__[name].metadata["domain"]  # type: ignore[attr-defined]
     try:
@@ -124,7 +129,8 @@ def require(condition: bool, name: str, value: object, expected: str, mend: str 
 
 
 def read_value(value: Any, hint: Any) -> Any:
-    """`value` in a type: text, number, bool, list[str], dict, or a union of them. ValueError where it does not fit."""
+    """`value` in a type: text, number, bool, list[str], dict, or a union of them. ValueError where
+    it does not fit."""
     kinds = [
         typing.get_origin(kind) or kind
         for kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
@@ -170,7 +176,8 @@ def _as_float(value: int) -> float:
 
 
 def _check_writable(text: str) -> None:
-    """No path may hold a NUL, and no file half a character (a lone surrogate, as Python keeps bytes that are not UTF-8)."""
+    """No path may hold a NUL, and no file half a character (a lone surrogate, as Python keeps bytes
+    that are not UTF-8)."""
     if (
         "\0" in text
         or not text.isascii()

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from ilrec.errors import InputError
 
-# Written and flushed by a trial: a full disk still takes an empty file. One block of most file systems.
+# Written and flushed by a trial: a full disk still takes an empty file. One block of most file
+# systems.
 TRIAL_BYTES = 4096
 
 
 def check_file(path: str | Path) -> None:
-    """InputError where no file can be written at `path`; one that is there may be replaced. Leaves nothing behind."""
+    """InputError where no file can be written at `path`; one that is there may be replaced. Leaves
+    nothing behind."""
     path = Path(path)
     if (
         os.path.exists(path) and not path.is_file()
@@ -28,7 +30,8 @@ def check_file(path: str | Path) -> None:
 
 
 def check_directory(path: str | Path) -> None:
-    """InputError where no files can be written in a directory at `path`, there or not. Leaves nothing behind."""
+    """InputError where no files can be written in a directory at `path`, there or not. Leaves
+    nothing behind."""
     path = Path(path)
     if os.path.exists(path) and not path.is_dir():
         raise InputError(
@@ -48,9 +51,11 @@ def check_new(directory: str | Path) -> None:
 
 
 def _try_to_write(path: Path, folder: Path) -> None:
-    """A file is really written in `folder`, or in the nearest folder above it that exists, and removed.
+    """A file is really written in `folder`, or in the nearest folder above it that exists, and
+    removed.
 
-    No folder is made: jobs that start together would take each other's away. The trial's name is longer than the result's.
+    No folder is made: jobs that start together would take each other's away. The trial's name is
+        longer than the result's.
     """
     folder = folder.absolute()
     nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
@@ -67,9 +72,11 @@ def _try_to_write(path: Path, folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A name beside `path`, with its suffix, to write to: it becomes `path` when the block ends well, and goes when it does not.
+    """A name beside `path`, with its suffix, to write to: it becomes `path` when the block ends
+    well, and goes when it does not.
 
-    A reader never sees half a file, and one that was there stays until then. Raises InputError where the system refuses to write.
+    A reader never sees half a file, and one that was there stays until then. Raises InputError
+    where the system refuses to write.
     """
     path = Path(path)
     beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")

@@ -1,4 +1,5 @@
-"""JSON that loses nothing silently: no key stands there twice with two values, and no text has half a character."""
+"""JSON that loses nothing silently: no key stands there twice with two values, and no text has half
+a character."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _half_characters(content: Any, place: str) -> Iterator[str]:
-    """Where there is a lone surrogate, which JSON can spell and neither UTF-8, tokenizers nor Arrow can hold."""
+    """Where there is a lone surrogate, which JSON can spell and neither UTF-8, tokenizers nor Arrow
+    can hold."""
     if isinstance(content, str) and any("\ud800" <= character <= "\udfff" for character in content):
         yield f"{place} {content!r:.80}"
     elif isinstance(content, dict):

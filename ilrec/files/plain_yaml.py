@@ -1,8 +1,10 @@
-"""YAML as it is meant: `no` and `on` are words, 1e-4 is a number, 010, 12:30 and 2024-01-01 are text, and no key is there twice.
+"""YAML as it is meant: `no` and `on` are words, 1e-4 is a number, 010, 12:30 and 2024-01-01 are
+text, and no key is there twice.
 
-PyYAML follows YAML 1.1, which reads `no` as false, 010 as 8, 12:30 as 750 and 1e-4 as text, and of two equal keys keeps the last
-without a word. This is the core schema of YAML 1.2, where a whole number has no leading zero. What is written is quoted wherever
-a reader of either version would take it for something else.
+PyYAML follows YAML 1.1, which reads `no` as false, 010 as 8, 12:30 as 750 and 1e-4 as text, and of
+two equal keys keeps the last without a word. This is the core schema of YAML 1.2, where a whole
+number has no leading zero. What is written is quoted wherever a reader of either version would take
+it for something else.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import yaml
 WHOLE_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 SIGNS_AND_DIGITS = list("-+.0123456789")
-# PyYAML writes these as they are, and folds them into a space when it reads them; between double quotes it escapes them.
+# PyYAML writes these as they are, and folds them into a space when it reads them; between double
+# quotes it escapes them.
 LINE_BREAKS = "\x85\u2028\u2029\ufeff"
-# Tag, what is read as it, and the characters that it may begin with; the first one that fits decides.
+# Tag, what is read as it, and the characters that it may begin with; the first one that fits
+# decides.
 CORE_SCHEMA = (
     ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),

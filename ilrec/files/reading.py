@@ -12,7 +12,8 @@ from ilrec.files.plain_yaml import parse_yaml
 
 
 def read_text(path: str | Path, mend: str = "") -> str:
-    """A file's text, UTF-8 with or without a byte order mark. InputError where it cannot be read; mend: what to do if it is missing."""
+    """A file's text, UTF-8 with or without a byte order mark. InputError where it cannot be read;
+    mend: what to do if it is missing."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -26,7 +27,8 @@ def read_text(path: str | Path, mend: str = "") -> str:
 
 
 def read_json(path: str | Path, mend: str = "") -> Any:
-    """JSON content; InputError names file, line and column where it is missing or malformed. mend: what to do if it is missing."""
+    """JSON content; InputError names file, line and column where it is missing or malformed. mend:
+    what to do if it is missing."""
     return _parsed(parse_json, path, mend)
 
 

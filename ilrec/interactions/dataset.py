@@ -1,4 +1,5 @@
-"""Who interacted with what: users' item sequences in time order, with leave-one-out splits (method.md, Task)."""
+"""Who interacted with what: users' item sequences in time order, with leave-one-out splits
+(method.md, Task)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class InteractionDataset:
     sequences: per user int32 item numbers, oldest first, at least MIN_ITEMS_PER_USER.
     titles: one per item ("" where the file has none), or None where no item has one.
     num_dropped_users: users left out because they have too few items for the three splits.
-    fingerprint: SHA-256 of the files (and of the filter) that it was read from; what is made from it is cached under this.
+    fingerprint: SHA-256 of the files (and of the filter) that it was read from; what is made from
+        it is cached under this.
     """
 
     name: str
@@ -47,7 +49,8 @@ class InteractionDataset:
         return len(self.item_ids)
 
     def numbering(self, users: slice = slice(None)) -> dict[str, str]:
-        """Digests of the ids of (these) users and of all items, in order: what is stored by their numbers carries them."""
+        """Digests of the ids of (these) users and of all items, in order: what is stored by their
+        numbers carries them."""
         return {
             "users_sha256": numbering_digest(self.user_ids[users]),
             "items_sha256": numbering_digest(self.item_ids),
@@ -58,7 +61,8 @@ class InteractionDataset:
         return self.sequences.without_last(2)
 
     def evaluation(self, split: str) -> tuple[Ragged, np.ndarray]:
-        """(histories, int64 targets [users]): the second last item for "valid", the last one for "test".
+        """(histories, int64 targets [users]): the second last item for "valid", the last one for
+        "test".
 
         The test history includes the validation item. Raises ValueError on another split.
         """
@@ -111,7 +115,8 @@ def assemble(
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Numeric where all are whole numbers, else by text: the same numbering whatever the order in the file."""
+    """Numeric where all are whole numbers, else by text: the same numbering whatever the order in
+    the file."""
     names = list(names)
     if all(name.isascii() and name.isdecimal() for name in names):
         # As int() would order them, which ends at some thousand digits.

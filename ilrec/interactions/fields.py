@@ -28,7 +28,8 @@ EXACT = Context(prec=len(str(MOST)) + FRACTION_DIGITS)
 
 
 def name_of(value: Any, column: str) -> str:
-    """A user's or an item's name, without spaces around it. ValueError for what is none, or has lost digits."""
+    """A user's or an item's name, without spaces around it. ValueError for what is none, or has
+    lost digits."""
     if isinstance(value, str):
         value = value.strip()
     elif isinstance(value, Decimal) and value.is_finite() and value.as_tuple().exponent == 0:
@@ -44,7 +45,8 @@ def name_of(value: Any, column: str) -> str:
 
 
 def number_of(value: Any, column: str) -> int | Decimal:
-    """The number as it is written; a Decimal where it has a fraction. ValueError where it is none, or not exact."""
+    """The number as it is written; a Decimal where it has a fraction. ValueError where it is none,
+    or not exact."""
     is_text, is_float = isinstance(value, str), isinstance(value, float)
     # Nearly all are one of these two.
     if type(value) is int and LEAST <= value <= MOST:

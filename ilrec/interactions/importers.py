@@ -1,7 +1,7 @@
 """Raw interaction files -> numbers in memory: who (user), what (item), when.
 
-Only what is needed is held: 4 bytes for each user, 4 for each item and 8 for each time (16 where times have
-fractions), and every name once. records.py reads the files, fields.py their fields.
+Only what is needed is held: 4 bytes for each user, 4 for each item and 8 for each time (16 where
+times have fractions), and every name once. records.py reads the files, fields.py their fields.
 
 Shapes: E interactions.
 """
@@ -35,7 +35,8 @@ class Columns:
     rating: str | None = None
 
 
-# The releases' own field names: https://nijianmo.github.io/amazon and https://amazon-reviews-2023.github.io
+# The releases' own field names: https://nijianmo.github.io/amazon and
+# https://amazon-reviews-2023.github.io
 PRESETS = {
     "amazon_2018": Columns("reviewerID", "asin", "unixReviewTime", "asin", "title", "overall"),
     "amazon_2023": Columns("user_id", "parent_asin", "timestamp", "parent_asin", "title", "rating"),
@@ -44,7 +45,8 @@ PRESETS = {
 
 @dataclass
 class RawInteractions:
-    """users_E, items_E: positions in user_names and item_names. times: exact, in the file's own unit."""
+    """users_E, items_E: positions in user_names and item_names. times: exact, in the file's own
+    unit."""
 
     user_names: dict[str, int] = field(default_factory=dict)
     item_names: dict[str, int] = field(default_factory=dict)
@@ -59,7 +61,8 @@ class RawInteractions:
         self.times.append(when)
 
     def in_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """(users_E int32, items_E int32), by user and time; what happened at once stays in file order."""
+        """(users_E int32, items_E int32), by user and time; what happened at once stays in file
+        order."""
         users_E, items_E = np.frombuffer(self.users, np.int32), np.frombuffer(self.items, np.int32)
         order = np.lexsort((*self.times.sort_keys(), users_E))  # stable
         return users_E[order], items_E[order]
@@ -72,7 +75,8 @@ def read_files(
     min_rating: float | None = None,
     quoted_tsv: bool = False,
 ) -> RawInteractions:
-    """All interactions of the files, in their order. Raises InputError for what is missing or malformed."""
+    """All interactions of the files, in their order. Raises InputError for what is missing or
+    malformed."""
     raw = RawInteractions()
     rated = min_rating is not None
     wanted = [

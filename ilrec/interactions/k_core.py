@@ -6,7 +6,8 @@ import numpy as np
 
 
 def k_core(users_E: np.ndarray, items_E: np.ndarray, k: int) -> np.ndarray:
-    """bool [E]: the interactions left when users and items with fewer than k are removed until none is.
+    """bool [E]: the interactions left when users and items with fewer than k are removed until none
+    is.
 
     users_E, items_E: int64 numbers >= 0 of the user and the item of each interaction.
     """

@@ -1,4 +1,5 @@
-"""LC-Rec JSON: NAME.inter.json {user: [item, ...]} with NAME.item.json (titles) or NAME.index.json (semantic IDs).
+"""LC-Rec JSON: NAME.inter.json {user: [item, ...]} with NAME.item.json (titles) or NAME.index.json
+(semantic IDs).
 
 Of the index only the items count here; ilrec.items.semantic_ids reads the IDs.
 """

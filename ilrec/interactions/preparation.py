@@ -1,7 +1,9 @@
-"""Raw interactions -> the data set that is trained on: order, duplicates, k-core, lengths, titles; and what each step removed.
+"""Raw interactions -> the data set that is trained on: order, duplicates, k-core, lengths, titles;
+and what each step removed.
 
-The steps, in this order: sort each user's interactions by time (what happened at the same time stays in file order); keep the first
-of a user's interactions with the same item; k-core; drop users with too few items; keep the newest items of the others.
+The steps, in this order: sort each user's interactions by time (what happened at the same time
+stays in file order); keep the first of a user's interactions with the same item; k-core; drop users
+with too few items; keep the newest items of the others.
 
 Shapes: E interactions, U users, I items.
 """
@@ -26,7 +28,8 @@ from ilrec.interactions.ragged import Ragged
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-# Spelled out, because Unicode's categories grow from one Python version to the next. Joiners stay: emoji and scripts need them.
+# Spelled out, because Unicode's categories grow from one Python version to the next. Joiners stay:
+# emoji and scripts need them.
 UNSEEN = re.compile(
     "[\u00ad\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
 )  # soft hyphen, directions: inside words
@@ -36,9 +39,11 @@ QUANTILES = (0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Filters:
-    """k_core: least interactions of a user and of an item. repeats: first or all of a user's interactions with one item.
+    """k_core: least interactions of a user and of an item. repeats: first or all of a user's
+    interactions with one item.
 
-    min_items, max_items: per user; max_items 0 keeps all, else the newest. Raises InputError where users could not be split.
+    min_items, max_items: per user; max_items 0 keeps all, else the newest. Raises InputError where
+        users could not be split.
     """
 
     k_core: int = 5
@@ -60,7 +65,8 @@ class Filters:
 def prepare(
     raw: RawInteractions, name: str, filters: Filters
 ) -> tuple[InteractionDataset, dict[str, int]]:
-    """The data set, without titles, and how many interactions each step removed. InputError where nothing is left."""
+    """The data set, without titles, and how many interactions each step removed. InputError where
+    nothing is left."""
     users_E, items_E = raw.in_order()
     num_raw, removed = len(users_E), {}
     for step, keep in _steps(filters).items():
@@ -79,7 +85,8 @@ def prepare(
 
 
 def _steps(filters: Filters) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
-    """Each step in order: users_E and items_E, ordered by user and time -> bool [E], what is kept."""
+    """Each step in order: users_E and items_E, ordered by user and time -> bool [E], what is
+    kept."""
     steps: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         "k_core": lambda users_E, items_E: k_core(users_E, items_E, filters.k_core),
         "min_items": lambda users_E, items_E: (
@@ -100,7 +107,8 @@ def with_titles(dataset: InteractionDataset, raw_titles: Mapping[str, str]) -> I
 
 
 def clean_title(title: str) -> str:
-    """HTML entities (also doubly escaped) resolved, tags and control characters out, one space between words."""
+    """HTML entities (also doubly escaped) resolved, tags and control characters out, one space
+    between words."""
     text = TAG.sub(" ", html.unescape(html.unescape(title)))
     return " ".join(CONTROL.sub(" ", UNSEEN.sub("", text)).split())
 
@@ -163,7 +171,8 @@ def _numbered(
     user_names: list[str],
     item_names: list[str],
 ) -> InteractionDataset:
-    """Users and items that are left, numbered in the order of their names, whatever the order in the files."""
+    """Users and items that are left, numbered in the order of their names, whatever the order in
+    the files."""
     kept_users, lengths_U = np.unique(users_E, return_counts=True)
     kept_items, items_E = np.unique(items_E, return_inverse=True)
     found_items = [item_names[item] for item in kept_items.tolist()]

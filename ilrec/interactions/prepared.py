@@ -1,10 +1,12 @@
-"""A prepared data directory: what tools/prepare_data.py writes and every rank memory-maps, whatever its size.
+"""A prepared data directory: what tools/prepare_data.py writes and every rank memory-maps, whatever
+its size.
 
     users.arrow     user_id: large_string, items: large_list<int32>, item numbers, oldest first
-    items.arrow     item_id: large_string, title: large_string, "" where there is none; row r is item number r
-    dataset.json    format, name, fingerprint, counts, and how it was made
+    items.arrow     item_id: large_string, title: large_string, "" where there is none; row r is
+    item number r dataset.json    format, name, fingerprint, counts, and how it was made
 
-The .arrow files are Arrow IPC streams of one record batch, which `datasets.Dataset.from_file` opens as well.
+The .arrow files are Arrow IPC streams of one record batch, which `datasets.Dataset.from_file` opens
+as well.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ def write_prepared(
 
 @contextmanager
 def new_directory(directory: Path) -> Iterator[Path]:
-    """A directory to fill, beside `directory`; it becomes that one when the block ends well, and goes when it does not.
+    """A directory to fill, beside `directory`; it becomes that one when the block ends well, and
+    goes when it does not.
 
     Raises InputError as check_new does.
     """
@@ -104,7 +107,8 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 def read_prepared(directory: str | Path) -> InteractionDataset:
-    """The data that write_prepared wrote, memory-mapped. Raises InputError where it is incomplete or damaged."""
+    """The data that write_prepared wrote, memory-mapped. Raises InputError where it is incomplete
+    or damaged."""
     directory = Path(directory)
     manifest = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -1,6 +1,8 @@
-"""Rows of integers of different lengths in one flat array: users' item sequences, items' token sequences.
+"""Rows of integers of different lengths in one flat array: users' item sequences, items' token
+sequences.
 
-A row is a view, so that ten million interactions cost what their numbers cost, or nothing where the array is a memory-mapped file.
+A row is a view, so that ten million interactions cost what their numbers cost, or nothing where the
+array is a memory-mapped file.
 
 Shapes: R rows, E entries in all of them.
 """

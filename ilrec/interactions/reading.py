@@ -1,7 +1,8 @@
-"""A data directory of any kind -> InteractionDataset: prepared (prepared.py), LC-Rec JSON or RecBole atomic files.
+"""A data directory of any kind -> InteractionDataset: prepared (prepared.py), LC-Rec JSON or
+RecBole atomic files.
 
-LC-Rec and RecBole are read as they are, into memory: fine for some million interactions. Larger data, and every other format,
-goes through tools/prepare_data.py once.
+LC-Rec and RecBole are read as they are, into memory: fine for some million interactions. Larger
+data, and every other format, goes through tools/prepare_data.py once.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from ilrec.interactions.recbole import read_recbole
 
 
 def read_interactions(directory: str | Path, k_core: int) -> InteractionDataset:
-    """Read a data directory; `k_core` applies to RecBole files only, because the other kinds hold filtered data.
+    """Read a data directory; `k_core` applies to RecBole files only, because the other kinds hold
+    filtered data.
 
-    Raises InputError where the directory holds none of the kinds or more than one, and for what is missing or malformed in it.
+    Raises InputError where the directory holds none of the kinds or more than one, and for what is
+    missing or malformed in it.
     """
     directory = Path(directory)
     prepared, lcrec, recbole = (

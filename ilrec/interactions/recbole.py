@@ -1,4 +1,5 @@
-"""RecBole atomic files: NAME.inter with a typed, tab-separated header, filtered to its k-core, and NAME.item (titles)."""
+"""RecBole atomic files: NAME.inter with a typed, tab-separated header, filtered to its k-core, and
+NAME.item (titles)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ MEND = "name it in the header, as user_id:token"
 
 
 def read_recbole(path: Path, k: int) -> InteractionDataset:
-    """The k-core of an atomic file's interactions. Raises InputError for what is missing or malformed."""
+    """The k-core of an atomic file's interactions. Raises InputError for what is missing or
+    malformed."""
     name = path.name.removesuffix(".inter")
     rows = _read_columns(
         path, (("user_id",), ("item_id",), ("timestamp",)), (name_of, name_of, number_of)
@@ -80,7 +82,8 @@ def _recbole_titles(path: Path) -> dict[str, str]:
 def _read_columns(
     path: Path, columns: Sequence[Sequence[str]], parsers: Sequence[Callable[[str, str], Any]]
 ) -> list[tuple]:
-    """The named columns of an atomic file, parsed. Each column is given as its accepted names, the best first.
+    """The named columns of an atomic file, parsed. Each column is given as its accepted names, the
+    best first.
 
     parsers: (text, column's name) -> value, or ValueError.
     """

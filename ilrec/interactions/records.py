@@ -1,8 +1,8 @@
 """Files of records, one at a time: JSON lines, CSV, TSV and Parquet, the first three also as .gz.
 
-A file larger than memory is fine. A malformed line is said as file:line and counted; more than allowed end the
-import. Tab-separated files have no quoting unless asked for: a quote there belongs to the text. A CSV record that
-a quote makes span lines is read, counted and said.
+A file larger than memory is fine. A malformed line is said as file:line and counted; more than
+allowed end the import. Tab-separated files have no quoting unless asked for: a quote there belongs
+to the text. A CSV record that a quote makes span lines is read, counted and said.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ MEND = (
     "--title_item_column or --title_column"
 )
 JSON = json.JSONDecoder(parse_float=Decimal)  # a number as it is written
-# From here on a float of this type does not hold every whole number. fields.py judges a float64, value by value.
+# From here on a float of this type does not hold every whole number. fields.py judges a float64,
+# value by value.
 WHOLE_FLOATS = {pa.float16(): 2**11, pa.float32(): 2**24}
 
 Record = tuple[int, tuple[Any, ...]]  # line (or row) number, the wanted fields
@@ -65,7 +66,8 @@ class Seen:
 
 @dataclass
 class Findings:
-    """What the report says of the lines. max_bad_lines: malformed ones that are skipped before one ends the import."""
+    """What the report says of the lines. max_bad_lines: malformed ones that are skipped before one
+    ends the import."""
 
     max_bad_lines: int = 0
     num_bad: int = 0
@@ -77,7 +79,8 @@ class Findings:
             raise InputError(f"max_bad_lines: expected 0 or more, got {self.max_bad_lines}")
 
     def bad(self, path: Path, line: int, reason: str, last: int | None = None) -> None:
-        """A malformed record, of the lines up to `last`. InputError for the first that is not allowed any more."""
+        """A malformed record, of the lines up to `last`. InputError for the first that is not
+        allowed any more."""
         before, end = self.num_bad, last or line
         self.num_bad += end - line + 1
         spans = f" (from here to line {end}, because of a quote)" if end > line else ""
@@ -132,7 +135,8 @@ def records(
     optional: str = "",
     quoted_tsv: bool = False,
 ) -> Iterator[Record]:
-    """The wanted fields of each line, None for `optional` where a JSON line lacks it; progress is logged."""
+    """The wanted fields of each line, None for `optional` where a JSON line lacks it; progress is
+    logged."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     if kind not in READERS or (kind == "parquet" and path.suffix == ".gz"):
         raise InputError(
@@ -220,7 +224,8 @@ def is_within_quotes(text: str) -> bool:
 
 
 def tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of the lines that are not blank. A quote is a character like any other."""
+    """(line number, fields) of the lines that are not blank. A quote is a character like any
+    other."""
     for line, text in _text_lines(path):
         text = text.rstrip("\r\n")
         if text:
@@ -228,7 +233,8 @@ def tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _quoted_rows(path: Path, findings: Findings, delimiter: str) -> Iterator[Row]:
-    """Rows of which a field may be quoted, and then hold delimiters, line breaks and doubled quotes."""
+    """Rows of which a field may be quoted, and then hold delimiters, line breaks and doubled
+    quotes."""
     texts = (text for _, text in _text_lines(path))
     # Strict: else a quote that is never closed takes all lines after it, without an error.
     rows = csv.reader(texts, delimiter=delimiter, strict=True)
@@ -279,7 +285,8 @@ def _read_parquet(
 
 
 def _plain(column: pa.Array, path: Path, name: str) -> pa.Array:
-    """Times of Parquet's own type as whole numbers; short floats by their digits, 4.1 and not 4.0999999; all else as it is."""
+    """Times of Parquet's own type as whole numbers; short floats by their digits, 4.1 and not
+    4.0999999; all else as it is."""
     if pa.types.is_timestamp(column.type):
         return column.cast(pa.int64())
     limit = WHOLE_FLOATS.get(column.type)
@@ -306,7 +313,8 @@ READERS: dict[str, Callable[[Path, Sequence[str], Findings, str], Iterator[Recor
 def column_position(
     path: Path, header: Sequence[str], names: Sequence[str], mend: str = MEND
 ) -> int:
-    """Of the first of `names`, the best first, that the header has. InputError where it has none, or one twice."""
+    """Of the first of `names`, the best first, that the header has. InputError where it has none,
+    or one twice."""
     found = next((name for name in names if name in header), None)
     shown = ", ".join(header)[:SHOWN_CHARACTERS]
     if found is None:
@@ -322,7 +330,8 @@ def column_position(
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text with its end). Only \\n and \\r\\n end a line, whatever else Unicode calls a line break."""
+    """(line number, text with its end). Only \\n and \\r\\n end a line, whatever else Unicode calls
+    a line break."""
     for line, content in _lines(path):
         try:
             text = content.decode("utf-8-sig" if line == 1 else "utf-8")

@@ -1,1 +1,2 @@
-"""What an item is, in tokens: semantic IDs, the quantizer that makes them, the trie over the catalogue."""
+"""What an item is, in tokens: semantic IDs, the quantizer that makes them, the trie over the
+catalogue."""

@@ -1,6 +1,7 @@
 """Item embeddings on disk: NAME.npy, and NAME.ids.json with the item of each row.
 
-An array alone does not say whose rows these are, and another catalogue of the same size would fit as well.
+An array alone does not say whose rows these are, and another catalogue of the same size would fit
+as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from ilrec.errors import InputError
 
 
 def write_embeddings(path: Path, embeddings_ID: np.ndarray, item_ids: Sequence[str]) -> None:
-    """Ids, then the array, each beside and renamed; no instant has an array with the ids of another."""
+    """Ids, then the array, each beside and renamed; no instant has an array with the ids of
+    another."""
     path.unlink(missing_ok=True)
     beside = path.with_name(f".{path.stem}.tmp.npy")
     beside.write_text(json.dumps(list(item_ids)) + "\n", encoding="utf-8")
@@ -32,7 +34,8 @@ def ids_path(path: Path) -> Path:
 
 
 def read_embeddings(path: Path, item_ids: Sequence[str]) -> np.ndarray:
-    """Finite floats [items, dims], a row for each of item_ids, in their order, whatever the order in the file.
+    """Finite floats [items, dims], a row for each of item_ids, in their order, whatever the order
+    in the file.
 
     Raises InputError for what is missing or malformed, and where the file's items are not these.
     """

@@ -1,4 +1,5 @@
-"""Who is number 0, 1, 2, ...: what is indexed by such numbers carries a digest of it, and is used with no other numbering.
+"""Who is number 0, 1, 2, ...: what is indexed by such numbers carries a digest of it, and is used
+with no other numbering.
 
 Equal shapes prove nothing: two catalogues may have one size, and one catalogue two orders.
 """

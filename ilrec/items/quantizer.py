@@ -1,7 +1,8 @@
 """Residual k-means: item embeddings -> codes, coarse to fine (the tokens of a semantic ID).
 
-Each level clusters what the levels before it left unexplained. Items that end up with the same codes are moved to the nearest free
-code of the last level; where its codebook is full, `resolve_collisions` adds a token.
+Each level clusters what the levels before it left unexplained. Items that end up with the same
+codes are moved to the nearest free code of the last level; where its codebook is full,
+`resolve_collisions` adds a token.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from ilrec.errors import InputError
 
-# Above this many items a full k-means takes minutes per level; mini-batches come within a few percent of its inertia.
+# Above this many items a full k-means takes minutes per level; mini-batches come within a few
+# percent of its inertia.
 MINI_BATCH_ITEMS = 100_000
 
 
 def residual_kmeans(
     embeddings_ID: np.ndarray, num_levels: int, codebook_size: int, seed: int
 ) -> np.ndarray:
-    """float [I, D] -> codes int64 [I, num_levels]. Raises InputError for no items or values that are not finite."""
+    """float [I, D] -> codes int64 [I, num_levels]. Raises InputError for no items or values that
+    are not finite."""
     if len(embeddings_ID) == 0 or not np.isfinite(embeddings_ID).all():
         raise InputError(
             "semantic IDs: the item embeddings are empty or hold NaN or infinite values; train the embeddings again"
@@ -50,7 +53,8 @@ def _separate(
         if len(items) == len(set(codes_IL[items, -1].tolist())):
             continue
         distances = np.linalg.norm(residual_ID[items, None] - centres_CD[None], axis=-1)
-        # Codes without a centre (fewer distinct points than codes) are free too, and farther than all others.
+        # Codes without a centre (fewer distinct points than codes) are free too, and farther than
+        # all others.
         unused = np.full((len(items), codebook_size - len(centres_CD)), np.inf)
         codes_IL[items, -1] = _assign(
             np.concatenate([distances, unused], axis=1), codes_IL[items, -1]
@@ -59,7 +63,8 @@ def _separate(
 
 
 def _assign(distances_GC: np.ndarray, wanted_G: np.ndarray) -> np.ndarray:
-    """Each of G items the nearest code that no nearer item has taken; its wanted code where none is left."""
+    """Each of G items the nearest code that no nearer item has taken; its wanted code where none is
+    left."""
     free = np.ones(distances_GC.shape[1], dtype=bool)
     assigned = wanted_G.copy()
     for item in np.argsort(distances_GC[np.arange(len(wanted_G)), wanted_G], kind="stable"):

@@ -1,7 +1,9 @@
-"""ItemTrie: which tokens may follow a prefix so that an item is still spelled, and which items lie below it.
+"""ItemTrie: which tokens may follow a prefix so that an item is still spelled, and which items lie
+below it.
 
-Nodes are numbered breadth-first from ROOT; the children of a node are consecutive and sorted by token. Every other node is the
-child of exactly one edge, so that edge e leads to node e + 1 and no child table is needed.
+Nodes are numbered breadth-first from ROOT; the children of a node are consecutive and sorted by
+token. Every other node is the child of exactly one edge, so that edge e leads to node e + 1 and no
+child table is needed.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ ROOT = 0
 class ItemTrie:
     """All int64, on one device. D = max_depth, the longest item in tokens.
 
-    child_offsets [nodes + 1], child_tokens [nodes - 1]: the edges of node j are child_offsets[j] : child_offsets[j + 1].
-    node_start, node_end [nodes]: the items below node j are leaf_items[node_start[j] : node_end[j]].
-    leaf_items [I]: items in trie order; items spelled alike share a leaf, in ascending order.
-    item_paths [I, D + 1]: an item's nodes from root to leaf, padded with -1.
+    child_offsets [nodes + 1], child_tokens [nodes - 1]: the edges of node j are child_offsets[j] :
+    child_offsets[j + 1]. node_start, node_end [nodes]: the items below node j are
+    leaf_items[node_start[j] : node_end[j]]. leaf_items [I]: items in trie order; items spelled
+    alike share a leaf, in ascending order. item_paths [I, D + 1]: an item's nodes from root to
+    leaf, padded with -1.
     """
 
     child_offsets: Tensor
@@ -51,7 +54,8 @@ class ItemTrie:
         return ItemTrie(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def children(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """nodes int64 [...] -> tokens, child nodes and mask, each [..., C], C the largest number of children among them.
+        """nodes int64 [...] -> tokens, child nodes and mask, each [..., C], C the largest number of
+        children among them.
 
         Where the mask is False there is no child (token 0, node 0): a leaf has none at all.
         """
@@ -67,7 +71,8 @@ class ItemTrie:
         )
 
     def exhausted(self, histories: Sequence[np.ndarray | Sequence[int]]) -> Tensor:
-        """(row, node) pairs, as row * num_nodes + node, below which every item is in the row's history: sorted int64 [E]."""
+        """(row, node) pairs, as row * num_nodes + node, below which every item is in the row's
+        history: sorted int64 [E]."""
         distinct = [np.unique(np.asarray(history, dtype=np.int64)) for history in histories]
         rows_N = torch.from_numpy(
             np.repeat(np.arange(len(distinct)), [len(items) for items in distinct])
@@ -84,7 +89,8 @@ class ItemTrie:
 
     @classmethod
     def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> ItemTrie:
-        """Item i -> its response tokens, end token included. InputError when one is empty or begins another."""
+        """Item i -> its response tokens, end token included. InputError when one is empty or begins
+        another."""
         tokens_ID = _padded(sequences)
         order = np.lexsort(tokens_ID.T[::-1])  # stable: items spelled alike stay in ascending order
         sorted_ID = tokens_ID[order]
@@ -121,7 +127,8 @@ def _padded(sequences: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
 
 
 def _number_nodes(sorted_ID: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Breadth-first numbers from sorted rows: paths [I, D + 1], edge tokens, edge parents, item range of each node."""
+    """Breadth-first numbers from sorted rows: paths [I, D + 1], edge tokens, edge parents, item
+    range of each node."""
     num_items, depth = sorted_ID.shape
     paths = np.full((num_items, depth + 1), -1, dtype=np.int64)
     paths[:, 0] = ROOT

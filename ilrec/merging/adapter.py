@@ -1,7 +1,8 @@
 """What a peft LoRA adapter does to each tensor of its base, read from its two files alone.
 
-Every setting of adapter_config.json is either known here or refused by name: a merge that ignored one would be wrong in silence.
-Names and formulas are peft 0.21's (peft/tuners/lora, peft/utils/save_and_load.py).
+Every setting of adapter_config.json is either known here or refused by name: a merge that ignored
+one would be wrong in silence. Names and formulas are peft 0.21's (peft/tuners/lora,
+peft/utils/save_and_load.py).
 
 Shapes: O output, I input features, r rank, V vocabulary, H hidden size, R trained token rows.
 """
@@ -52,7 +53,8 @@ KNOWN = {
     "use_rslora",
     "runtime_config",
 }
-# Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq, ...) train on a changed one.
+# Initialisations that leave the base as it is. The others (pissa, olora, corda, loftq, ...) train
+# on a changed one.
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 FACTORS = (
     "lora_A.weight",
@@ -62,7 +64,8 @@ FACTORS = (
     "lora_magnitude_vector",
 )
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
-# A tensor saved whole, under the names peft gives it; where one is there twice, the first of these is the trained one.
+# A tensor saved whole, under the names peft gives it; where one is there twice, the first of these
+# is the trained one.
 WHOLE = ("modules_to_save.{}", "{}", "token_adapter.base_layer.{}", "base_layer.{}")
 FROZEN = "original_module."  # peft's copy of what modules_to_save replaces
 
@@ -88,7 +91,8 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Change:
-    """To one tensor, in this order: replaced whole, low-rank update, rows scaled to a magnitude [O] (DoRA), single rows replaced."""
+    """To one tensor, in this order: replaced whole, low-rank update, rows scaled to a magnitude [O]
+    (DoRA), single rows replaced."""
 
     whole: StoredTensor | None = None
     low_rank: LowRank | None = None
@@ -117,12 +121,14 @@ class Adapter:
 
     @property
     def ties_embeddings(self) -> bool:
-        """A tied head follows all that is trained in the embedding; otherwise token rows only (peft ties those by itself)."""
+        """A tied head follows all that is trained in the embedding; otherwise token rows only (peft
+        ties those by itself)."""
         return bool(self.config.get("ensure_weight_tying"))
 
 
 def read_adapter(directory: Path, weights: Path | None = None) -> Adapter:
-    """weights: where its tensors are, if elsewhere. InputError for what is no LoRA adapter or is not wholly known here."""
+    """weights: where its tensors are, if elsewhere. InputError for what is no LoRA adapter or is
+    not wholly known here."""
     config = read_config(directory)
     tensors = read_tensors(weights or directory, "adapter_model")
     for tensor in tensors.values():

@@ -1,4 +1,5 @@
-"""What is in a run's directory, a checkpoint, an adapter or a merged model: read from headers and JSON alone."""
+"""What is in a run's directory, a checkpoint, an adapter or a merged model: read from headers and
+JSON alone."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ NUM_METRICS = 6
 
 
 def describe(directory: Path) -> str:
-    """Lines of `what  value`; of a run's directory, one block for each model in it. Raises InputError where there is none."""
+    """Lines of `what  value`; of a run's directory, one block for each model in it. Raises
+    InputError where there is none."""
     if not directory.is_dir():
         raise InputError(f"--inspect: no such directory: {directory}")
     if _kind(directory):

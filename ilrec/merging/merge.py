@@ -1,6 +1,8 @@
-"""Base + adapter -> a plain Hugging Face model directory, streamed: written beside, flushed, renamed.
+"""Base + adapter -> a plain Hugging Face model directory, streamed: written beside, flushed,
+renamed.
 
-The result is read by AutoModelForCausalLM and its tokenizer alone; the item index and data settings come along, so that
+The result is read by AutoModelForCausalLM and its tokenizer alone; the item index and data settings
+come along, so that
 ilrec/rank.py reads it too.
 """
 
@@ -40,7 +42,8 @@ from ilrec.model.portable import make_portable
 from ilrec.weights.tensor_files import NAMES, TensorWriter, read_tensors
 
 RECORD = "MERGE.json"
-# Of a tensor that one thread writes at a time, in several blocks: enough that starting it costs nothing.
+# Of a tensor that one thread writes at a time, in several blocks: enough that starting it costs
+# nothing.
 PORTION_BYTES = 64 * 2**20
 # More gain nothing: the disk is the limit.
 MAX_WORKERS = 8
@@ -57,10 +60,12 @@ class MergeResult:
 def merge(
     source: MergeSource, output: Path, *, dtype: str | None = None, workers: int | None = None
 ) -> MergeResult:
-    """dtype: a torch dtype's name to write; None: as the base has it. workers: threads; None: one per core, up to MAX_WORKERS.
+    """dtype: a torch dtype's name to write; None: as the base has it. workers: threads; None: one
+    per core, up to MAX_WORKERS.
 
-    Raises InputError where base and adapter do not fit, a value is not finite, or `output` exists or cannot be written. Peak memory:
-    torch, some blocks for each worker, and what single rows of the adapter need; no tensor is held whole.
+    Raises InputError where base and adapter do not fit, a value is not finite, or `output` exists
+    or cannot be written. Peak memory: torch, some blocks for each worker, and what single rows of
+    the adapter need; no tensor is held whole.
     """
     check_new(output)
     config = read_json(source.base / "config.json")
@@ -146,7 +151,8 @@ def write_tensors(plan: Plan, adapter: Adapter, directory: Path, workers: int) -
 
 
 def run_jobs(jobs: list[tuple[Callable[..., int], tuple]], total_bytes: int, workers: int) -> None:
-    """Each returns how many bytes it did. The first error ends all, once the jobs under way have ended."""
+    """Each returns how many bytes it did. The first error ends all, once the jobs under way have
+    ended."""
     seconds = 0.2 if sys.stderr.isatty() else SECONDS_BETWEEN_PROGRESS
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the workers are the threads

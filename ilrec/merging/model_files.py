@@ -1,4 +1,5 @@
-"""What lies beside the tensors of a merged model: its config.json, tokenizer, generation settings, and what ranking needs."""
+"""What lies beside the tensors of a merged model: its config.json, tokenizer, generation settings,
+and what ranking needs."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# What ranking needs to render users and items as in training; a checkpoint's lies in its run's directory.
+# What ranking needs to render users and items as in training; a checkpoint's lies in its run's
+# directory.
 RANKING_FILES = {"item_index.json": "item_index.json", "ilrec.yaml": "config.yaml"}
 
 
 def merged_config(config: dict, plan: Plan, dtype: str | None) -> dict:
-    """The base's config.json with what the merge decides, where the language model's settings are."""
+    """The base's config.json with what the merge decides, where the language model's settings
+    are."""
     text = {**config.get("text_config", config), "tie_word_embeddings": plan.is_tied}
     if plan.vocab_size is not None:
         text["vocab_size"] = plan.vocab_size
@@ -51,7 +54,8 @@ def tokenizer_directory(source: MergeSource) -> Path:
 
 
 def check_tokenizer(plan: Plan, directory: Path) -> None:
-    """Every token has a row. Where the tokenizer is not in tokenizer.json, --verify is what checks it."""
+    """Every token has a row. Where the tokenizer is not in tokenizer.json, --verify is what checks
+    it."""
     if (directory / "tokenizer.json").exists() and plan.vocab_size is not None:
         largest = max(read_tokenizer(directory).get_vocab(with_added_tokens=True).values())
         if largest >= plan.vocab_size:
@@ -91,7 +95,8 @@ def copy_files(source: MergeSource, output: Path) -> None:
 
 
 def write_generation_config(base: Path, output: Path) -> None:
-    """Only which tokens end and pad: sampling settings left over from the base (temperature, top_p) would break beam search."""
+    """Only which tokens end and pad: sampling settings left over from the base (temperature, top_p)
+    would break beam search."""
     path = base / "generation_config.json"
     given = read_json(path) if path.exists() else read_json(base / "config.json")
     kept = {

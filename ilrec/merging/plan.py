@@ -1,4 +1,5 @@
-"""What is to be written, decided from headers alone: base and adapter fitted together, the vocabulary's size, tied or not.
+"""What is to be written, decided from headers alone: base and adapter fitted together, the
+vocabulary's size, tied or not.
 
 Shapes: V vocabulary of the base, W of the merged model, H hidden size.
 """
@@ -29,7 +30,8 @@ LAYER = re.compile(r"((?:.*?\.)?layers\.\d+)\.(.*)")
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A tensor of the merged model: `base`, changed. num_rows and dtype are those it is written with."""
+    """A tensor of the merged model: `base`, changed. num_rows and dtype are those it is written
+    with."""
 
     name: str
     base: StoredTensor
@@ -46,7 +48,8 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """tensors in the base's order. vocab_size: rows of the embedding, None where the base has none of its usual name."""
+    """tensors in the base's order. vocab_size: rows of the embedding, None where the base has none
+    of its usual name."""
 
     tensors: tuple[MergedTensor, ...]
     is_tied: bool
@@ -56,7 +59,8 @@ class Plan:
 def make_plan(
     base: Mapping[str, StoredTensor], config: Mapping[str, Any], adapter: Adapter, dtype: str | None
 ) -> Plan:
-    """config: the base's config.json. dtype: safetensors' name of what to write; None: what the base has.
+    """config: the base's config.json. dtype: safetensors' name of what to write; None: what the
+    base has.
 
     Raises InputError where the adapter does not fit, naming both.
     """
@@ -97,9 +101,11 @@ def make_plan(
 
 
 def _check_targets(base: Mapping[str, StoredTensor], adapter: Adapter) -> None:
-    """Raises InputError where a layer that target_modules names has no low-rank update: a part of the adapter is in no file.
+    """Raises InputError where a layer that target_modules names has no low-rank update: a part of
+    the adapter is in no file.
 
-    Not where the adapter leaves layers out by settings that only peft reads, nor for experts, which it counts as one.
+    Not where the adapter leaves layers out by settings that only peft reads, nor for experts, which
+    it counts as one.
     """
     if any(
         adapter.config.get(setting)
@@ -141,7 +147,8 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_whole(base: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
-    """Raises InputError where a layer that config.json counts, or the head of an untied model, is in no file."""
+    """Raises InputError where a layer that config.json counts, or the head of an untied model, is
+    in no file."""
     layers = {
         int(match.group(1))
         for name in base
@@ -158,7 +165,8 @@ def check_whole(base: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> 
 
 
 def _check_layers(base: Mapping[str, StoredTensor]) -> None:
-    """Raises InputError where a layer has some of another's tensors and nothing of its own: the rest of it is in no file."""
+    """Raises InputError where a layer has some of another's tensors and nothing of its own: the
+    rest of it is in no file."""
     parts: dict[str, set[str]] = {}
     for name in base:
         if match := LAYER.match(name):
@@ -179,8 +187,9 @@ def _directory(base: Mapping[str, StoredTensor]) -> Path:
 def _tied_change(change: Change, adapter: Adapter) -> Change:
     """What a tied head becomes of which the adapter says nothing itself.
 
-    peft trains the rows of tokens in both; anything else in the embedding alone, unless it was told to keep them tied. A frozen
-    copy of the embedding (saved because it was resized) is the head's as well.
+    peft trains the rows of tokens in both; anything else in the embedding alone, unless it was told
+    to keep them tied. A frozen copy of the embedding (saved because it was resized) is the head's
+    as well.
     """
     if adapter.ties_embeddings:
         return change
@@ -198,7 +207,8 @@ def _vocabulary(
     embedding: str | None,
     adapter: Adapter,
 ) -> dict[str, int]:
-    """Rows of embedding and head: the base's, or more where the adapter brings tokens. InputError where a new row has no values."""
+    """Rows of embedding and head: the base's, or more where the adapter brings tokens. InputError
+    where a new row has no values."""
     names = [name for name in (embedding, HEAD) if name is not None and name in sources]
     size = 0
     for name in names:

@@ -1,6 +1,7 @@
 """Rows of a merged tensor: W' = W + scaling B A in float32, rounded once to what is written.
 
-LoRA: arXiv 2106.09685, eq. 3; rank-stabilised scaling: arXiv 2312.03732; DoRA: arXiv 2402.09353, eq. 5.
+LoRA: arXiv 2106.09685, eq. 3; rank-stabilised scaling: arXiv 2312.03732; DoRA: arXiv 2402.09353,
+    eq. 5.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ilrec.weights.tensor_files import DTYPES
 if TYPE_CHECKING:
     from ilrec.merging.plan import MergedTensor
 
-# Of a block in float32. A thread holds about four: what was read, the sum, the update, what is written.
+# Of a block in float32. A thread holds about four: what was read, the sum, the update, what is
+# written.
 BLOCK_BYTES = 4 * 2**20
 
 
@@ -43,7 +45,8 @@ class RowMerger:
         self.compute_dtype = torch.promote_types(self.dtype, torch.float32)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop of the merged tensor, in its dtype. Raises InputError where one is NaN or inf."""
+        """Rows start to stop of the merged tensor, in its dtype. Raises InputError where one is NaN
+        or inf."""
         stored = self._stored(start, stop)
         rows = (
             self._changed(stored.to(self.compute_dtype), start) if self.change.computes else stored
@@ -54,7 +57,8 @@ class RowMerger:
         return rows
 
     def _stored(self, start: int, stop: int) -> Tensor:
-        """Of the base, or what replaces it; rows that neither has are 0 until the adapter's token rows are written into them."""
+        """Of the base, or what replaces it; rows that neither has are 0 until the adapter's token
+        rows are written into them."""
         source = self.change.whole or self.tensor.base
         rows = source.rows(min(start, source.num_rows), min(stop, source.num_rows))
         if len(rows) < stop - start:

@@ -1,4 +1,5 @@
-"""What is merged: a run's final/, a checkpoint of it, or an adapter that peft wrote; and the base it belongs to."""
+"""What is merged: a run's final/, a checkpoint of it, or an adapter that peft wrote; and the base
+it belongs to."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ SHARDS = "latest"  # DeepSpeed's file that names the folder with its shards
 
 @dataclass(frozen=True)
 class MergeSource:
-    """base, adapter: directories. weights: where the adapter's tensors are, which is elsewhere where they had to be consolidated."""
+    """base, adapter: directories. weights: where the adapter's tensors are, which is elsewhere
+    where they had to be consolidated."""
 
     base: Path
     adapter: Path
@@ -32,7 +34,8 @@ class MergeSource:
 
 @contextlib.contextmanager
 def open_source(adapter: str, base: str = "") -> Iterator[MergeSource]:
-    """`base` overrides the recorded place. Raises InputError where something is missing, damaged, or the base another one."""
+    """`base` overrides the recorded place. Raises InputError where something is missing, damaged,
+    or the base another one."""
     directory = find_adapter(adapter)
     source = local_directory(find_base(directory / CONFIG, base))
     check_base(directory, source)
@@ -79,7 +82,8 @@ def find_adapter(name: str) -> Path:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether the adapter was gathered and saved; otherwise there are DeepSpeed's shards, or InputError."""
+    """Whether the adapter was gathered and saved; otherwise there are DeepSpeed's shards, or
+    InputError."""
     path = directory / WEIGHTS
     if path.exists() and (read_header(path) or not (directory / SHARDS).exists()):
         return True
@@ -92,7 +96,8 @@ def has_weights(directory: Path) -> bool:
 
 
 def consolidate(checkpoint: Path, target: Path) -> None:
-    """adapter_model.safetensors in `target` from the shards of a ZeRO checkpoint, of any number of ranks."""
+    """adapter_model.safetensors in `target` from the shards of a ZeRO checkpoint, of any number of
+    ranks."""
     from ilrec.training.zero3 import consolidated_adapter
 
     save_file(consolidated_adapter(checkpoint), target / WEIGHTS)

@@ -1,7 +1,8 @@
-"""Does the merged model say what base and adapter say? Logits of both, computed layer by layer in float32, whatever the model's size.
+"""Does the merged model say what base and adapter say? Logits of both, computed layer by layer in
+float32, whatever the model's size.
 
-Both sides are transformers' model on the meta device, peft's adapter on one of them; a layer's weights are read when it is called
-and dropped after. Nothing here is the merge's own arithmetic.
+Both sides are transformers' model on the meta device, peft's adapter on one of them; a layer's
+weights are read when it is called and dropped after. Nothing here is the merge's own arithmetic.
 
 Shapes: B prompts, T tokens, V vocabulary.
 """
@@ -32,8 +33,9 @@ from ilrec.weights.tensor_files import DTYPES, StoredTensor, read_tensors
 
 TEXTS = ("The user has interacted with these items:", "Recommend the next item for", "1, 2, 3")
 NUM_RANDOM_PROMPTS, PROMPT_TOKENS = 5, 16
-# Times what rounding every written weight once more does. The merge rounds once; the other side also sums in another order, which
-# in float32 counts as much as the weights' rounding. Measured: docs/log.md.
+# Times what rounding every written weight once more does. The merge rounds once; the other side
+# also sums in another order, which in float32 counts as much as the weights' rounding. Measured:
+# docs/log.md.
 TOLERANCE = 4.0
 Change = Callable[[Tensor, torch.dtype], Tensor]
 # What peft puts between a module's name and the base's own parameter.
@@ -42,7 +44,8 @@ PEFT_PARTS = re.compile(r"\.(token_adapter|base_layer|original_module)(?=\.)")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Over all positions and tokens. noise, difference: root mean squares; agreement: share of positions with the same first choice."""
+    """Over all positions and tokens. noise, difference: root mean squares; agreement: share of
+    positions with the same first choice."""
 
     max_difference: float
     difference: float
@@ -104,7 +107,8 @@ def rounded_once_more(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def prompts(tokenizer: Any, vocab_size: int) -> Tensor:
-    """Some text, cut or repeated to one length, and random tokens, the newest (item tokens are) among them: int64 [B, T]."""
+    """Some text, cut or repeated to one length, and random tokens, the newest (item tokens are)
+    among them: int64 [B, T]."""
     generator = torch.Generator().manual_seed(0)
     newest = torch.arange(vocab_size - PROMPT_TOKENS, vocab_size).clamp(min=0)
     rows = [
@@ -145,7 +149,8 @@ def logits(
     input_ids_BT: Tensor,
     change: Change = lambda rows, _: rows,
 ) -> Tensor:
-    """float32 [B, T, V]. Embedding, each decoder layer, norm and head get their weights, changed by `change`, when they are called."""
+    """float32 [B, T, V]. Embedding, each decoder layer, norm and head get their weights, changed by
+    `change`, when they are called."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder: Any = base.get_decoder()
     parts = {*decoder.children(), *decoder.layers, base.get_output_embeddings()} - {decoder.layers}
@@ -180,7 +185,8 @@ def stream_weights(
 def stored(
     tensors: Mapping[str, StoredTensor], name: str, shape: torch.Size, change: Change
 ) -> Tensor:
-    """The tensor behind a parameter, in float32. Rows that a file lacks are 0: the adapter's token rows take their place."""
+    """The tensor behind a parameter, in float32. Rows that a file lacks are 0: the adapter's token
+    rows take their place."""
     tensor = next((tensors[key] for key in places(tensors, name, shape) if key in tensors), None)
     if tensor is None:
         raise InputError(
@@ -195,7 +201,8 @@ def stored(
 
 
 def places(tensors: Mapping[str, StoredTensor], name: str, shape: torch.Size) -> Iterator[str]:
-    """Names to look for, in this order: the adapter's, the base's; of a tied head the base's embedding, unless it was resized."""
+    """Names to look for, in this order: the adapter's, the base's; of a tied head the base's
+    embedding, unless it was resized."""
     yield from _names(name)
     embedding = next(
         (key for key in tensors if key.endswith(EMBEDDING) and not key.startswith(PREFIX)), ""

@@ -58,9 +58,11 @@ def add_adapter(model: PreTrainedModel, config: ModelConfig, token_ids: list[int
 
 
 def load_adapter(model: PreTrainedModel, directory: str | Path, is_trainable: bool) -> PeftModel:
-    """An adapter on its base, whose place it records from now on. InputError when its tensors do not fit the base or are missing."""
+    """An adapter on its base, whose place it records from now on. InputError when its tensors do
+    not fit the base or are missing."""
     try:
-        # As PeftModel.from_pretrained, which warns of missing tensors and does not say which ones it left unused.
+        # As PeftModel.from_pretrained, which warns of missing tensors and does not say which ones
+        # it left unused.
         settings = PeftConfig.from_pretrained(str(directory))
         settings.inference_mode = not is_trainable
         adapted: Any = get_peft_model(model, settings)
@@ -86,7 +88,8 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, is_trainable: bo
 
 
 def _saved_without_embeddings(model: PeftModel) -> PeftModel:
-    """peft adds both whole [V, H] matrices to an adapter once the vocabulary has grown; the trained rows are saved anyway."""
+    """peft adds both whole [V, H] matrices to an adapter once the vocabulary has grown; the trained
+    rows are saved anyway."""
     model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return model
 

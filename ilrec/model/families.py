@@ -1,4 +1,5 @@
-"""Families of bases that need care: experts with a router, linear attention. What they cannot do is refused before training."""
+"""Families of bases that need care: experts with a router, linear attention. What they cannot do is
+refused before training."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ ALL_LINEAR = "all-linear"
 def lora_targets(model: nn.Module, wanted: Any) -> Any:
     """What peft is to adapt. With experts, all-linear is the linear layers of attention.
 
-    transformers keeps all experts of a layer as one parameter, under other names than the files, so that LoRA on them allows no
-    dropout and cannot be merged; peft takes a shared expert's layers for theirs.
+    transformers keeps all experts of a layer as one parameter, under other names than the files, so
+    that LoRA on them allows no dropout and cannot be merged; peft takes a shared expert's layers
+    for theirs.
     """
     if wanted != ALL_LINEAR or not has_experts(model):
         return wanted
@@ -45,7 +47,8 @@ def check_adapted(model: Any) -> None:
 
 
 def check_router(model: Any) -> None:
-    """Raises InputError where a router would be trained without the auxiliary loss that balances its experts."""
+    """Raises InputError where a router would be trained without the auxiliary loss that balances
+    its experts."""
     weight = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
     trained = any(
         parameter.requires_grad
@@ -61,7 +64,8 @@ def check_router(model: Any) -> None:
 
 
 def check_flattening(config: Any) -> None:
-    """Raises InputError where a state runs through a row: linear attention does not see where the next sample begins."""
+    """Raises InputError where a state runs through a row: linear attention does not see where the
+    next sample begins."""
     kinds = getattr(config.get_text_config(), "layer_types", None) or ()
     if "linear_attention" in kinds:
         raise InputError(

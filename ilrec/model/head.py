@@ -1,7 +1,9 @@
-"""The LM head that the vocabulary operation reads: which module makes the logits, and which heads are refused.
+"""The LM head that the vocabulary operation reads: which module makes the logits, and which heads
+are refused.
 
-The operation runs inside that module's own `__call__`, so that ZeRO-3's hooks gather the weight for it, once. Adapters may be
-switched, disabled or merged after `prepare_heads`; what counts is the weight that the model's own logits would come from now.
+The operation runs inside that module's own `__call__`, so that ZeRO-3's hooks gather the weight for
+it, once. Adapters may be switched, disabled or merged after `prepare_heads`; what counts is the
+weight that the model's own logits would come from now.
 
 Shapes: H hidden, V vocabulary, R trained token rows.
 """
@@ -20,8 +22,9 @@ from transformers import PreTrainedModel
 
 from ilrec.errors import InputError
 
-# Config fields that cap or scale the logits outside the head, with the value that does nothing. Under a cap "the mean of the layers'
-# logits is one projection of the mean state" (method.md, Notation) is wrong; under a scale the head's weight alone is not the logits.
+# Config fields that cap or scale the logits outside the head, with the value that does nothing.
+# Under a cap "the mean of the layers' logits is one projection of the mean state" (method.md,
+# Notation) is wrong; under a scale the head's weight alone is not the logits.
 LOGIT_FIELDS = {
     "final_logit_softcapping": None,  # Gemma 2 and later
     "logits_soft_cap": None,  # RecurrentGemma
@@ -36,7 +39,8 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class CrossLayerLinear(nn.Linear):
-    """The LM head; given `compute`, it hands its weight to the vocabulary operation instead of projecting."""
+    """The LM head; given `compute`, it hands its weight to the vocabulary operation instead of
+    projecting."""
 
     def forward(
         self, hidden: Tensor, readout: Tensor | None = None, compute: Callable | None = None
@@ -47,7 +51,8 @@ class CrossLayerLinear(nn.Linear):
 
 
 class CrossLayerTokenRows(TrainableTokensLayer):
-    """The LM head under peft's trainable token rows: the operation gets the frozen head and the trained rows apart."""
+    """The LM head under peft's trainable token rows: the operation gets the frozen head and the
+    trained rows apart."""
 
     def forward(
         self, hidden: Tensor, readout: Tensor | None = None, compute: Callable | None = None
@@ -70,7 +75,8 @@ class CrossLayerTokenRows(TrainableTokensLayer):
         return compute(hidden, readout, weight, new_token_ids_R=ids_R, new_token_rows_RH=rows_RH)
 
 
-# The exact classes: a subclass (quantised, parametrised, a model's own) may project in a way that its weight does not tell.
+# The exact classes: a subclass (quantised, parametrised, a model's own) may project in a way that
+# its weight does not tell.
 READABLE = {
     nn.Linear: CrossLayerLinear,
     TrainableTokensLayer: CrossLayerTokenRows,
@@ -115,7 +121,8 @@ def effective_head(model: Any) -> nn.Module:
 
 
 def prepare_heads(model: PreTrainedModel) -> None:
-    """Let the operation run inside every module that is, or may become, the effective head. InputError for one it cannot read."""
+    """Let the operation run inside every module that is, or may become, the effective head.
+    InputError for one it cannot read."""
     _check_logits(model)
     heads = _possible_heads(model)
     for head in heads:
@@ -128,7 +135,8 @@ def prepare_heads(model: PreTrainedModel) -> None:
 
 
 def prepared_head(model: Any) -> nn.Module:
-    """The effective head, ready for the operation. InputError when an adapter was put on it after `prepare_heads`."""
+    """The effective head, ready for the operation. InputError when an adapter was put on it after
+    `prepare_heads`."""
     head = effective_head(model)
     if not isinstance(head, CrossLayerLinear | CrossLayerTokenRows):
         raise InputError(

@@ -1,7 +1,9 @@
-"""Where a model comes from: a Hugging Face directory or hub name, a GGUF file, an earlier stage, or from scratch.
+"""Where a model comes from: a Hugging Face directory or hub name, a GGUF file, an earlier stage, or
+from scratch.
 
-GGUF files and models from scratch are written once as a plain Hugging Face directory, so that everything after reads one
-kind of thing, also under ZeRO-3, where weights are sharded while they are read.
+GGUF files and models from scratch are written once as a plain Hugging Face directory, so that
+everything after reads one kind of thing, also under ZeRO-3, where weights are sharded while they
+are read.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ from ilrec.model.portable import make_portable
 from ilrec.model.source import ModelSource, local_directory
 from ilrec.weights.tensor_files import holds_another_head, read_tensors
 
-# Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say: enough for the words of
-# a prompt and of titles in pieces; semantic-ID tokens come on top.
+# Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say:
+# enough for the words of a prompt and of titles in pieces; semantic-ID tokens come on top.
 SCRATCH_VOCAB_SIZE = 512
 # In such a directory: what its model was made of.
 ORIGIN = "made_of.json"
@@ -60,7 +62,8 @@ WRONG_INIT = (
     StrictDataclassError,
 )
 FLASH_ATTENTION = "flash_attention_2"
-# What transformers raises besides OSError for files that it cannot read or fit, and how a RuntimeError of this kind begins.
+# What transformers raises besides OSError for files that it cannot read or fit, and how a
+# RuntimeError of this kind begins.
 UNREADABLE = (OSError, ImportError, ValueError, SafetensorError)
 UNFIT = ("Error(s) in loading state_dict", "We encountered some issues during automatic conversion")
 
@@ -72,9 +75,11 @@ def materialise(
     seed: int,
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the model from scratch, or the GGUF file's, into `directory`, beside and renamed. On one rank.
+    """Write the model from scratch, or the GGUF file's, into `directory`, beside and renamed. On
+    one rank.
 
-    origin: JSON, what decides the model. One that was made of the same is kept; any other is replaced.
+    origin: JSON, what decides the model. One that was made of the same is kept; any other is
+        replaced.
     """
     record = json.dumps(origin or {}, sort_keys=True)
     if (directory / ORIGIN).exists() and (directory / ORIGIN).read_text(encoding="utf-8") == record:
@@ -169,14 +174,16 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model, report = loaded
     if fault := loading_fault(report["missing_keys"], report["unexpected_keys"]):
         raise InputError(f"model: {path}: {fault}; convert or download it again")
-    # transformers dequantises while it reads, yet goes on to call the model quantised and would refuse to save it.
+    # transformers dequantises while it reads, yet goes on to call the model quantised and would
+    # refuse to save it.
     model.hf_quantizer = None  # type: ignore[assignment]
     model.config.__dict__.pop("quantization_config", None)
     return model, tokenizer
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; one without a padding token pads with its end token (padding is masked and never a label)."""
+    """The model's tokenizer; one without a padding token pads with its end token (padding is masked
+    and never a label)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.tokenizer, trust_remote_code=trust_remote_code
@@ -216,7 +223,8 @@ def _check_numbers(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
-    """The full model, in the configured precision and attention. InputError, on every rank, where a parameter is in no file."""
+    """The full model, in the configured precision and attention. InputError, on every rank, where a
+    parameter is in no file."""
     model, fault = None, ""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -249,7 +257,8 @@ def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
 
 
 def read_config(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The model's config.json. Where it says tied and the files hold another head than the embedding, it is made to say untied."""
+    """The model's config.json. Where it says tied and the files hold another head than the
+    embedding, it is made to say untied."""
     config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     if text.tie_word_embeddings:

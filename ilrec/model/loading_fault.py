@@ -10,9 +10,11 @@ import torch.distributed as dist
 def loading_fault(
     missing: Iterable[str], unexpected: Iterable[str] = (), misfits: Iterable[str] = ()
 ) -> str:
-    """What a load left undone, or "". missing: parameters in no file. misfits: "name: shape in the file, shape expected".
+    """What a load left undone, or "". missing: parameters in no file. misfits: "name: shape in the
+    file, shape expected".
 
-    Names in the file that nothing has are said beside what is missing, because they often are the missing ones under another name.
+    Names in the file that nothing has are said beside what is missing, because they often are the
+    missing ones under another name.
     """
     missing, unexpected, misfits = sorted(missing), sorted(unexpected), sorted(misfits)
     if misfits:
@@ -33,7 +35,8 @@ def loading_fault(
 
 
 def said_by_any_rank(fault: str) -> str:
-    """The first fault that a rank has, on every rank: under ZeRO-3 only rank 0 sees the values. Alone: what was given."""
+    """The first fault that a rank has, on every rank: under ZeRO-3 only rank 0 sees the values.
+    Alone: what was given."""
     if not dist.is_initialized():
         return fault
     faults: list[str] = [""] * dist.get_world_size()

@@ -1,7 +1,8 @@
 """The causal LM that returns the ILRec loss: base model, LoRA, new tokens, readout layers.
 
-`attach_objective` gives a Hugging Face model a forward that ends in the vocabulary operation (method.md, steps 1 to 4), called
-on every rank, also on one whose micro-batch has no supervised token. The head is vocabulary_head.py's.
+`attach_objective` gives a Hugging Face model a forward that ends in the vocabulary operation
+(method.md, steps 1 to 4), called on every rank, also on one whose micro-batch has no supervised
+token. The head is vocabulary_head.py's.
 
 Shapes: B batch, T sequence, N supervised tokens, K readout layers, H hidden, V vocabulary.
 """
@@ -32,10 +33,12 @@ FLASH_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_lengt
 
 @dataclass
 class CrossLayerOutput(ModelOutput):
-    """loss: scalar. stats_5: sums over this rank's supervised tokens, in the order of `ilrec.ops.STATS`.
+    """loss: scalar. stats_5: sums over this rank's supervised tokens, in the order of
+    `ilrec.ops.STATS`.
 
-    nonfinite_K2: int64, still on the device: in how many of this rank's supervised tokens the state of the last layer, of
-    layer L - 1, ... and of layer L - K has a NaN or inf, and last whether the loss is one (0 or 1).
+    nonfinite_K2: int64, still on the device: in how many of this rank's supervised tokens the state
+    of the last layer, of layer L - 1, ... and of layer L - K has a NaN or inf, and last whether the
+    loss is one (0 or 1).
     """
 
     loss: Tensor | None = None
@@ -44,7 +47,8 @@ class CrossLayerOutput(ModelOutput):
 
 
 class CrossLayerMixin:
-    """The forward of a causal LM that is trained with ILRec. Without labels it is the model's own forward."""
+    """The forward of a causal LM that is trained with ILRec. Without labels it is the model's own
+    forward."""
 
     _objective: ObjectiveConfig
     _vocabulary_objective: Objective
@@ -69,12 +73,16 @@ class CrossLayerMixin:
         token_rewards: tuple[Tensor, Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """input_ids, attention_mask, labels: int64 [B, T]; labels IGNORE_INDEX outside the response.
+        """input_ids, attention_mask, labels: int64 [B, T]; labels IGNORE_INDEX outside the
+        response.
 
-        Samples flattened into one row (B = 1) come without attention_mask and with position_ids that begin anew at each sample
-        (and FLASH_BOUNDARIES, where the attention is flash_attention_2): attention stays within a sample.
-        num_items_in_batch: supervised tokens of the global batch, by which the sums are divided (None: of this call).
-        token_rewards: (offsets_N1, token_ids, values), one CSR row per supervised token, see ilrec.collaborative.
+        Samples flattened into one row (B = 1) come without attention_mask and with position_ids
+        that begin anew at each sample (and FLASH_BOUNDARIES, where the attention is
+        flash_attention_2): attention stays within a sample.
+        num_items_in_batch: supervised tokens of the global batch, by which the sums are divided
+            (None: of this call).
+        token_rewards: (offsets_N1, token_ids, values), one CSR row per supervised token, see
+            ilrec.collaborative.
         """
         if labels is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
@@ -111,10 +119,12 @@ class CrossLayerMixin:
         )
 
     def _readout(self, hidden_states: tuple[Tensor, ...], supervised_BT: Tensor) -> Tensor:
-        """FinalNorm(h^{L-k}) for k = 1..K at the supervised positions (method.md, Notation): [K, N, H].
+        """FinalNorm(h^{L-k}) for k = 1..K at the supervised positions (method.md, Notation): [K, N,
+        H].
 
-        hidden_states[-1] is the last layer's, already normed by Hugging Face, so that [-1 - k] is layer L - k. The norm is
-        shared with the last layer and learns from that one only: distillation is for the layers below (step 3).
+        hidden_states[-1] is the last layer's, already normed by Hugging Face, so that [-1 - k] is
+        layer L - k. The norm is shared with the last layer and learns from that one only:
+        distillation is for the layers below (step 3).
         """
         num_layers = self._objective.num_readout_layers
         distil = self._objective.distillation_weight > 0
@@ -129,7 +139,8 @@ class CrossLayerMixin:
 def _vocabulary_loss(
     hidden_NH: Tensor, readout_KNH: Tensor | None, lm_head_VH: Tensor, **kwargs: Any
 ) -> Any:
-    """The states go to the head's dtype, not the head to theirs (modules kept in float32, autocast): no copy of size V x H."""
+    """The states go to the head's dtype, not the head to theirs (modules kept in float32,
+    autocast): no copy of size V x H."""
     labels_N = kwargs.pop("labels_N")
     if readout_KNH is not None:
         readout_KNH = readout_KNH.to(lm_head_VH.dtype)
@@ -142,7 +153,8 @@ def _vocabulary_loss(
 def _count_nonfinite(hidden_NH: Tensor, readout_KNH: Tensor | None, loss: Tensor) -> Tensor:
     """CrossLayerOutput.nonfinite_K2."""
     layers = [hidden_NH[None]] if readout_KNH is None else [hidden_NH[None], readout_KNH]
-    # A row's largest magnitude is NaN or inf exactly where the row holds one; unlike isfinite() it needs no K x N x H mask.
+    # A row's largest magnitude is NaN or inf exactly where the row holds one; unlike isfinite() it
+    # needs no K x N x H mask.
     rows = [
         torch.linalg.vector_norm(states_KNH, torch.inf, dim=-1).isfinite().logical_not().sum(-1)
         for states_KNH in layers
@@ -166,12 +178,14 @@ def _held_fixed(module: nn.Module) -> Iterator[None]:
 def attach_objective(
     model: PreTrainedModel | PeftModel, objective: ObjectiveConfig, item_token_ids: list[int]
 ) -> None:
-    """Make the model's forward return the ILRec loss, in place. InputError for a model it would be wrong for."""
+    """Make the model's forward return the ILRec loss, in place. InputError for a model it would be
+    wrong for."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     _check_decoder(base, objective)
     check_router(base)
     prepare_heads(base)
-    # A subclass made here, under the model's own name: save_pretrained records the class's name as the architecture.
+    # A subclass made here, under the model's own name: save_pretrained records the class's name as
+    # the architecture.
     cls = base.__class__
     base.__class__ = type(cls.__name__, (CrossLayerMixin, cls), {"__module__": cls.__module__})
     base.prepare_objective(objective, item_token_ids)

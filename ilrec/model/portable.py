@@ -1,8 +1,8 @@
 """Files that transformers 4 reads as transformers 5 does, which wrote them.
 
-Servers run the older one for years. Version 5 moved settings and renamed them; version 4 does not look
-where they are now and goes on with its defaults: a model whose positions are wrong, without a word. So
-config.json carries both forms. Imports no transformers.
+Servers run the older one for years. Version 5 moved settings and renamed them; version 4 does not
+look where they are now and goes on with its defaults: a model whose positions are wrong, without a
+word. So config.json carries both forms. Imports no transformers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ TRIED_MODELS = frozenset(
 TRIED_ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
 # {version 5's name of a setting: version 4's}, beside those of rope.
 RENAMED = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
-# It reads tokenizer.json, which is all that version 5 keeps of a tokenizer, as it is. Version 4's own
+# It reads tokenizer.json, which is all that version 5 keeps of a tokenizer, as it is. Version 4's
+# own
 # classes change what they read: LlamaTokenizerFast writes the post-processor anew.
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 # Classes that pad on the left where nothing else is said, in both versions.
@@ -34,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 def make_portable(directory: Path) -> None:
-    """Rewrite the configurations of a model, an adapter or a tokenizer; warn where that was not tried.
+    """Rewrite the configurations of a model, an adapter or a tokenizer; warn where that was not
+    tried.
 
     Raises InputError where one of them is no JSON. Called again, it changes nothing.
     """
@@ -66,7 +68,8 @@ def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_tried(config: Mapping[str, Any]) -> bool:
-    """Whether version 4 reads what version 5 wrote; it has no field for a scaling of local layers."""
+    """Whether version 4 reads what version 5 wrote; it has no field for a scaling of local
+    layers."""
     if int(str(config.get("transformers_version", "4")).split(".")[0]) < 5:
         return True
     rope = config.get("rope_parameters") or {}

@@ -1,4 +1,5 @@
-"""What a `model:` names: a full model, or an adapter and the base that it belongs to. Imports no transformers: it answers at once."""
+"""What a `model:` names: a full model, or an adapter and the base that it belongs to. Imports no
+transformers: it answers at once."""
 
 from __future__ import annotations
 
@@ -12,13 +13,15 @@ from ilrec.files.reading import read_json
 
 # Of a hub's repository: what a causal LM in safetensors consists of, and not its other formats.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
-# How the file starts that git leaves in place of a large one (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
+# How the file starts that git leaves in place of a large one
+# (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
 LFS_POINTER, MAX_POINTER_BYTES = b"version https://git-lfs", 1024
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """base: directory or hub name of the full model. adapter: directory of a peft adapter on it, or None."""
+    """base: directory or hub name of the full model. adapter: directory of a peft adapter on it, or
+    None."""
 
     base: str
     adapter: str | None = None
@@ -29,7 +32,8 @@ class ModelSource:
 
 
 def find_model(name: str, base: str = "") -> ModelSource:
-    """What `model:` means. An adapter directory brings its base along; `base` overrides the recorded place.
+    """What `model:` means. An adapter directory brings its base along; `base` overrides the
+    recorded place.
 
     Raises InputError where something is missing, and for a `base` without an adapter.
     """
@@ -61,7 +65,8 @@ def find_model(name: str, base: str = "") -> ModelSource:
 
 
 def find_base(adapter_config: Path, base: str = "") -> str:
-    """The base that an adapter's configuration records, or `base` instead. InputError where it is a place and no model is there."""
+    """The base that an adapter's configuration records, or `base` instead. InputError where it is a
+    place and no model is there."""
     name = base or read_json(adapter_config).get("base_model_name_or_path") or ""
     if not name:
         raise InputError(
@@ -80,7 +85,8 @@ def find_base(adapter_config: Path, base: str = "") -> str:
 
 
 def refuse_pointers(directory: Path) -> None:
-    """Raises InputError for a model directory that was cloned without git-lfs: small text files stand where its weights should."""
+    """Raises InputError for a model directory that was cloned without git-lfs: small text files
+    stand where its weights should."""
     for path in sorted(directory.iterdir()):
         if (
             path.is_file()
@@ -100,7 +106,8 @@ def _looks_local(name: str) -> bool:
 
 
 def local_directory(name: str) -> Path:
-    """A model's directory: `name` itself, or the hub's files in its cache, downloaded where they are not there. Raises InputError."""
+    """A model's directory: `name` itself, or the hub's files in its cache, downloaded where they
+    are not there. Raises InputError."""
     if Path(name).is_dir():
         return Path(name)
     try:

@@ -1,10 +1,14 @@
-"""The vocabulary operation: hidden states in, the whole ILRec loss out, without ever holding all logits.
+"""The vocabulary operation: hidden states in, the whole ILRec loss out, without ever holding all
+logits.
 
-`cross_layer_loss` is the only public function. It checks its input, drops the positions without a label and hands the
-rest to a backend: `row_slab` (fast), `vocab_stream` (CUDA, tight memory) or `reference` (the specification, equation by equation).
+`cross_layer_loss` is the only public function. It checks its input, drops the positions without a
+label and hands the
+rest to a backend: `row_slab` (fast), `vocab_stream` (CUDA, tight memory) or `reference` (the
+    specification, equation by equation).
 Tensors only: this package knows no tokenizer, no trainer, no ranks and no files.
 
-Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward entries.
+Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward
+    entries.
 """
 
 from __future__ import annotations
@@ -41,9 +45,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Objective:
-    """What is optimised; the meaning and the default of each setting are in ilrec/config/sections.py (ObjectiveConfig).
+    """What is optimised; the meaning and the default of each setting are in
+    ilrec/config/sections.py (ObjectiveConfig).
 
-    Raises ValueError for a negative or non-finite weight, a non-positive alpha or temperature, or an unknown choice.
+    Raises ValueError for a negative or non-finite weight, a non-positive alpha or temperature, or
+    an unknown choice.
     """
 
     beta: float
@@ -121,41 +127,51 @@ def cross_layer_loss(
     backend: str = "auto",
     slab_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The ILRec objective (arXiv 2602.17410; docs/method.md, steps 1, 2, 3 and 4) over the positions with a label.
+    """The ILRec objective (arXiv 2602.17410; docs/method.md, steps 1, 2, 3 and 4) over the
+    positions with a label.
 
-    loss = (preference_sum + distillation_weight * distillation_sum + reward_weight * reward_sum) / num_tokens
+    loss = (preference_sum + distillation_weight * distillation_sum + reward_weight * reward_sum) /
+    num_tokens
 
-    Gradients: hidden_NH, lm_head_VH and new_token_rows_RH learn from preference and reward, through the last layer's
-    logits only; readout_KNH learns from distillation only. Distillation gives nothing to the head, because moving
-    the head to suit the readout layers would move the last layer's own distribution, which is the teacher.
-    Selection and weights of the negatives, the teacher and the reward's soft target carry no gradient.
+    Gradients: hidden_NH, lm_head_VH and new_token_rows_RH learn from preference and reward, through
+    the last layer's logits only; readout_KNH learns from distillation only. Distillation gives
+    nothing to the head, because moving the head to suit the readout layers would move the last
+    layer's own distribution, which is the teacher. Selection and weights of the negatives, the
+    teacher and the reward's soft target carry no gradient.
 
     Args:
-        hidden_NH: float, last layer's states after the final norm. Rows with label IGNORE_INDEX are dropped here.
-        readout_KNH: as hidden_NH, one per readout layer, each after the final norm; None only for plain SFT.
-        lm_head_VH: the same dtype. Frozen (requires_grad False): nothing of size V x H is allocated, but by reference.
+        hidden_NH: float, last layer's states after the final norm. Rows with label IGNORE_INDEX are
+            dropped here.
+        readout_KNH: as hidden_NH, one per readout layer, each after the final norm; None only for
+            plain SFT.
+        lm_head_VH: the same dtype. Frozen (requires_grad False): nothing of size V x H is
+            allocated, but by reference.
         labels_N: int64 in [0, V), or IGNORE_INDEX.
-        candidates_V: bool, the item tokens, if and only if objective.negative_tokens is `items`: limits S, and distillation
-            compares P and Pe renormalised over them.
-        token_rewards: CSR (offsets_N1 int64, token_ids_E int64, values_E float >= 0), one row per row of labels_N, the
-            ignored ones included; on any device: the tokens that continue an item, and their rewards, which may be 0.
-            Entries of one row that name the same token add up. A row without a positive reward on the tokens that
-            objective.reward_tokens names contributes 0 to that term. With objective.negative_tokens `continuations`, S is
-            drawn from the row's entries. Needed if reward_weight > 0 or S is so limited, else unread.
-        num_tokens: the normaliser: supervised tokens of the GLOBAL batch; None: those of this call. A 0-dim tensor is
-            never read on the host.
-        new_token_ids_R, new_token_rows_RH: int64 unique ids, and the rows that REPLACE the head's there (trainable
-            token rows beside a frozen head; any float dtype).
-        backend: one of BACKENDS; auto: row_slab, or vocab_stream where only few rows fit into slab_bytes (ilrec/ops/backends.py).
+        candidates_V: bool, the item tokens, if and only if objective.negative_tokens is `items`:
+            limits S, and distillation compares P and Pe renormalised over them.
+        token_rewards: CSR (offsets_N1 int64, token_ids_E int64, values_E float >= 0), one row per
+            row of labels_N, the ignored ones included; on any device: the tokens that continue an
+            item, and their rewards, which may be 0. Entries of one row that name the same token add
+            up. A row without a positive reward on the tokens that objective.reward_tokens names
+            contributes 0 to that term. With objective.negative_tokens `continuations`, S is drawn
+            from the row's entries. Needed if reward_weight > 0 or S is so limited, else unread.
+        num_tokens: the normaliser: supervised tokens of the GLOBAL batch; None: those of this call.
+            A 0-dim tensor is never read on the host.
+        new_token_ids_R, new_token_rows_RH: int64 unique ids, and the rows that REPLACE the head's
+            there (trainable token rows beside a frozen head; any float dtype).
+        backend: one of BACKENDS; auto: row_slab, or vocab_stream where only few rows fit into
+            slab_bytes (ilrec/ops/backends.py).
         slab_bytes: memory for logits; None: row_slab.SLAB_BYTES of the device type.
 
     Returns:
-        loss: 0-dim, float32 (float64 for float64 input). Without any label it is exactly 0, with gradients of zeros.
-        stats_5: float32, detached SUMS over this call's supervised tokens, named by STATS. A term with weight 0 is
-            not computed and reads 0; where no term needs S, S counts as empty.
+        loss: 0-dim, float32 (float64 for float64 input). Without any label it is exactly 0, with
+            gradients of zeros.
+        stats_5: float32, detached SUMS over this call's supervised tokens, named by STATS. A term
+            with weight 0 is not computed and reads 0; where no term needs S, S counts as empty.
 
     Raises:
-        ValueError: a shape, dtype, device, value or backend that does not fit; the text says what was expected.
+        ValueError: a shape, dtype, device, value or backend that does not fit; the text says what
+            was expected.
     """
     checks.require(
         backend in BACKENDS, f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}"
@@ -195,7 +211,8 @@ def cross_layer_loss(
         else None,
         "new_tokens": (new_token_ids_R, new_token_rows_RH) if new_token_ids_R is not None else None,
     }
-    # Autocast would project in bfloat16 whatever the dtype of the input, and rounded logits flip selections.
+    # Autocast would project in bfloat16 whatever the dtype of the input, and rounded logits flip
+    # selections.
     with torch.autocast(hidden_NH.device.type, enabled=False):
         if backend == "reference":
             loss_sum, stats_5 = reference.cross_layer_sums(**terms)
@@ -213,7 +230,8 @@ def cross_layer_loss(
 def _reward_entries(
     rewards: tuple[Tensor, ...], kept_N: Tensor, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """CSR over all rows -> (keys, values) over the kept rows: key = kept row * V + token, ascending and unique."""
+    """CSR over all rows -> (keys, values) over the kept rows: key = kept row * V + token, ascending
+    and unique."""
     offsets_N1, token_ids_E, values_E = rewards
     rows_E = torch.repeat_interleave(offsets_N1.diff(), output_size=len(token_ids_E))
     kept_row_N = kept_N.cumsum(0) - 1
@@ -224,8 +242,8 @@ def _reward_entries(
 
 
 def _connected_zero(hidden_NH: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Exactly 0, but part of the graph of every input: all ranks then run the same backward pass (ZeRO-3 hangs
-    otherwise). Sums of nothing, so that a NaN in an ignored row cannot leak in."""
+    """Exactly 0, but part of the graph of every input: all ranks then run the same backward pass
+    (ZeRO-3 hangs otherwise). Sums of nothing, so that a NaN in an ignored row cannot leak in."""
     zero = hidden_NH.new_zeros((), dtype=torch.promote_types(hidden_NH.dtype, torch.float32))
     for tensor in (hidden_NH, *others):
         if tensor is not None:

@@ -1,7 +1,8 @@
 """Which backend computes the vocabulary operation, and why it may not.
 
-row_slab does 4 products and holds whole rows of logits; vocab_stream does 6 and holds a tile of all rows. A product is limited by
-reading the head while it has few rows, so that row_slab loses once its memory is too small for enough of them.
+row_slab does 4 products and holds whole rows of logits; vocab_stream does 6 and holds a tile of all
+rows. A product is limited by reading the head while it has few rows, so that row_slab loses once
+its memory is too small for enough of them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from ilrec.ops.fused import Backend, States
 
 logger = logging.getLogger(__name__)
 
-# Tokens of a slab below which vocab_stream is chosen. By arithmetic, not measured: a bfloat16 product on an H100 reads the head as
-# fast as it computes at 2 x 150 stacked rows; 4 memory-bound products at 80 tokens cost what 6 compute-bound ones at 120 do.
+# Tokens of a slab below which vocab_stream is chosen. By arithmetic, not measured: a bfloat16
+# product on an H100 reads the head as fast as it computes at 2 x 150 stacked rows; 4 memory-bound
+# products at 80 tokens cost what 6 compute-bound ones at 120 do.
 FEW_SLAB_TOKENS = 80
 
 
 def why_unavailable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the backend can run on this device with logits of this dtype; else the reason and the way out."""
+    """None if the backend can run on this device with logits of this dtype; else the reason and the
+    way out."""
     if name != "vocab_stream":
         return None
     if not row_slab.has_triton():
@@ -38,7 +41,8 @@ def why_unavailable(name: str, device: torch.device, dtype: torch.dtype) -> str 
 
 
 def choose(name: str, states: States, num_tokens: int, vocab_size: int, slab_bytes: int) -> Backend:
-    """The backend that `name` means here. ValueError where it cannot run; `auto` always finds one, and says once which."""
+    """The backend that `name` means here. ValueError where it cannot run; `auto` always finds one,
+    and says once which."""
     device = states.hidden_NH.device
     if name == "auto":
         name = _automatic(states, num_tokens, vocab_size, slab_bytes)

@@ -1,4 +1,5 @@
-"""Checks of what `cross_layer_loss` is given: one ValueError that says what was expected. See its docstring for the meaning."""
+"""Checks of what `cross_layer_loss` is given: one ValueError that says what was expected. See its
+docstring for the meaning."""
 
 from __future__ import annotations
 
@@ -157,7 +158,8 @@ def check_values(
     rewards: tuple[Tensor, ...] | None,
     new_token_ids_R: Tensor | None,
 ) -> int:
-    """All checks that must read the device, in one synchronisation. Returns the number of labels."""
+    """All checks that must read the device, in one synchronisation. Returns the number of
+    labels."""
 
     def outside(ids: Tensor) -> Tensor:
         return (ids < 0) | (ids >= vocab_size)

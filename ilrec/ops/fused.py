@@ -1,10 +1,12 @@
-"""What the fused backends share: the states they project, and gradients that are made in the forward pass.
+"""What the fused backends share: the states they project, and gradients that are made in the
+forward pass.
 
-A backend gets `(states, head, task, grads)`, returns the five sums of `ilrec.ops.STATS` and adds its gradients to `grads`. They are
-made in forward, while the head is at hand (ZeRO-3 gathers it once); backward only scales them, and looks at neither head nor device.
+A backend gets `(states, head, task, grads)`, returns the five sums of `ilrec.ops.STATS` and adds
+its gradients to `grads`. They are made in forward, while the head is at hand (ZeRO-3 gathers it
+once); backward only scales them, and looks at neither head nor device.
 
-Shape letters: N supervised tokens, K readout layers, J students (readout distributions: the ensemble, or each layer),
-H hidden, V vocabulary, R new tokens, E reward entries.
+Shape letters: N supervised tokens, K readout layers, J students (readout distributions: the
+ensemble, or each layer), H hidden, V vocabulary, R new tokens, E reward entries.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 
 class Task(NamedTuple):
-    """All that is not differentiated. `rewards`: (keys_E, values_E), key = row * V + token, ascending; the tokens that
-    continue an item, whether or not they have a reward."""
+    """All that is not differentiated. `rewards`: (keys_E, values_E), key = row * V + token,
+    ascending; the tokens that continue an item, whether or not they have a reward."""
 
     labels_N: Tensor
     objective: Objective
@@ -34,7 +36,8 @@ class Task(NamedTuple):
 
 
 class States(NamedTuple):
-    """hidden_NH and the readout layers; rows are taken, averaged and brought to the logits' dtype a slab at a time."""
+    """hidden_NH and the readout layers; rows are taken, averaged and brought to the logits' dtype a
+    slab at a time."""
 
     hidden_NH: Tensor
     readout_KNH: Tensor | None
@@ -59,7 +62,8 @@ class States(NamedTuple):
         return torch.promote_types(self.hidden_NH.dtype, torch.float32)
 
     def stacked(self, rows: slice) -> Tensor:
-        """[1 + J, n, H]: the last layer's states, then the students'. The head is linear: a mean of states is a mean of logits."""
+        """[1 + J, n, H]: the last layer's states, then the students'. The head is linear: a mean of
+        states is a mean of logits."""
         hidden_1NH = self.hidden_NH[rows].to(self.dtype)[None]
         if self.readout_KNH is None:
             return hidden_1NH
@@ -155,7 +159,8 @@ class _GradientsInForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # Out of place: a second backward pass (retain_graph) must find the saved gradients as they were.
+        # Out of place: a second backward pass (retain_graph) must find the saved gradients as they
+        # were.
         scales = [grad_loss] * 4
         students_JNH = ctx.saved_tensors[1]
         if students_JNH is not None:

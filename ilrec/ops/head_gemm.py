@@ -1,11 +1,14 @@
-"""The matrix products of the vocabulary operation: states to logits, and logit gradients back to states, head and new-token rows.
+"""The matrix products of the vocabulary operation: states to logits, and logit gradients back to
+states, head and new-token rows.
 
-A `Head` is the LM head, or a part of it, as the columns of some logits. Trained rows of new tokens stand in for the head's own without
-ever copying it: their columns are written after the product, and taken out of the gradient before the product back.
-Logits and gradients are float32 (float64 for float64 input) whatever the head's dtype.
+A `Head` is the LM head, or a part of it, as the columns of some logits. Trained rows of new tokens
+stand in for the head's own without
+ever copying it: their columns are written after the product, and taken out of the gradient before
+the product back. Logits and gradients are float32 (float64 for float64 input) whatever the head's
+dtype.
 
-Shape letters: N rows, G row groups stacked (last layer, then J students), M = G * N, H hidden, V vocabulary,
-C columns (tokens) of a part of the head, R new tokens.
+Shape letters: N rows, G row groups stacked (last layer, then J students), M = G * N, H hidden, V
+vocabulary, C columns (tokens) of a part of the head, R new tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Head rows copied at a time where they must be: to float32 where no GEMM takes low-precision input to float32 output, or gathered
-# where the columns are not a range of tokens. 64 MiB of float32 at H = 4096.
+# Head rows copied at a time where they must be: to float32 where no GEMM takes low-precision input
+# to float32 output, or gathered where the columns are not a range of tokens. 64 MiB of float32 at H
+# = 4096.
 TILE_TOKENS = 4096
 
 
@@ -26,7 +30,8 @@ TILE_TOKENS = 4096
 class Head:
     """weight_VH: rows of the LM head. ids_C: those that are columns of the logits; None: all.
 
-    rows_RH: rows of new tokens, any float dtype; columns_R and used_R: which column takes which of them.
+    rows_RH: rows of new tokens, any float dtype; columns_R and used_R: which column takes which of
+        them.
     """
 
     weight_VH: Tensor
@@ -63,7 +68,8 @@ class Head:
         )
 
     def select(self, ids_C: Tensor, position_V: Tensor) -> Head:
-        """Of a whole head, the tokens ids_C alone; position_V is the column of each token, -1 for the others."""
+        """Of a whole head, the tokens ids_C alone; position_V is the column of each token, -1 for
+        the others."""
         columns_R, used_R = self.columns_R, self.used_R
         if columns_R is not None and used_R is not None:
             columns_R = position_V[columns_R].long()
@@ -107,8 +113,9 @@ class Head:
     ) -> Tensor:
         """d/d(states) [M', H] of the rows `groups`; grad_MC is consumed.
 
-        Its first N rows are those of states_NH: their gradients are added to the head (of the same tokens) and to the new rows
-        where these are not None. Students give nothing to either: distillation must not move the teacher.
+        Its first N rows are those of states_NH: their gradients are added to the head (of the same
+        tokens) and to the new rows where these are not None. Students give nothing to either:
+        distillation must not move the teacher.
         """
         through_new_MH: Tensor | None = None
         num_last = len(states_NH)
@@ -161,7 +168,8 @@ class Head:
 
 
 class Logits(NamedTuple):
-    """z_NV of the last layer; students_JNC over the same tokens, then both lie in stacked_MV, or over candidates."""
+    """z_NV of the last layer; students_JNC over the same tokens, then both lie in stacked_MV, or
+    over candidates."""
 
     z_NV: Tensor
     students_JNC: Tensor
@@ -169,8 +177,8 @@ class Logits(NamedTuple):
 
 
 def project(states_GNH: Tensor, head: Head, student_head: Head | None, room: Tensor) -> Logits:
-    """Logits of some rows into the flat memory `room`. One product reads the head once for all groups, unless the students have a head
-    of their own (the candidates)."""
+    """Logits of some rows into the flat memory `room`. One product reads the head once for all
+    groups, unless the students have a head of their own (the candidates)."""
     num_groups, num_rows, _ = states_GNH.shape
     if student_head is None:
         stacked_MV = room[: num_groups * num_rows * len(head)].view(
@@ -208,7 +216,8 @@ def project_back(
     rows: slice,
     grads: Gradients,
 ) -> None:
-    """Adds the gradients of some rows' logits (in place of them) to `grads`; head_VH is that of the head's own tokens."""
+    """Adds the gradients of some rows' logits (in place of them) to `grads`; head_VH is that of the
+    head's own tokens."""
     num_rows = len(logits.z_NV)
     want_hidden, want_students = grads.hidden_NH is not None, grads.students_JNH is not None
     if logits.stacked_MV is not None:
@@ -250,5 +259,6 @@ def _add_head_gradient_(
 
 
 def _has_mixed_gemm(weight_VH: Tensor) -> bool:
-    """bfloat16 in, float32 out. Not float16: small probabilities would be flushed to zero on the way back."""
+    """bfloat16 in, float32 out. Not float16: small probabilities would be flushed to zero on the
+    way back."""
     return weight_VH.is_cuda and weight_VH.dtype == torch.bfloat16

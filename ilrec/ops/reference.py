@@ -1,9 +1,12 @@
-"""The ILRec objective, equation by equation: the specification that every other backend is tested against.
+"""The ILRec objective, equation by equation: the specification that every other backend is tested
+against.
 
-Plain autograd over materialised [N, V] logits: slow, and correct by reading. Low-precision input is computed in
-float32, float64 stays float64. Called through `ilrec.ops.cross_layer_loss(..., backend="reference")`.
+Plain autograd over materialised [N, V] logits: slow, and correct by reading. Low-precision input is
+computed in float32, float64 stays float64. Called through `ilrec.ops.cross_layer_loss(...,
+backend="reference")`.
 
-Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward entries.
+Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward
+    entries.
 Source: arXiv 2602.17410 as written down in docs/method.md; "step" below is a step there.
 """
 
@@ -30,10 +33,11 @@ def cross_layer_sums(
     rewards: tuple[Tensor, Tensor] | None,
     new_tokens: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """preference + lambda * distillation + mu * reward, summed over N, and the five sums named by ilrec.ops.STATS.
+    """preference + lambda * distillation + mu * reward, summed over N, and the five sums named by
+    ilrec.ops.STATS.
 
-    Every label is a token here. `rewards` is (keys_E, values_E) with key = row * V + token; `new_tokens` is
-    (ids_R, rows_RH), the rows that replace the head's.
+    Every label is a token here. `rewards` is (keys_E, values_E) with key = row * V + token;
+    `new_tokens` is (ids_R, rows_RH), the rows that replace the head's.
     """
     dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
     head_VH = effective_head(lm_head_VH.to(dtype), new_tokens)
@@ -42,7 +46,8 @@ def cross_layer_sums(
     negatives_NV = torch.zeros_like(z_NV, dtype=torch.bool)
     weights_NV = torch.zeros_like(z_NV)
     if readout_KNH is not None:
-        # Detached: distillation moves the readout layers, never the head (which would move the teacher).
+        # Detached: distillation moves the readout layers, never the head (which would move the
+        # teacher).
         layers_KNH, frozen_head_VH = readout_KNH.to(dtype), head_VH.detach()
         ze_NV = layers_KNH.mean(0) @ frozen_head_VH.T
         if objective.needs_negatives:
@@ -97,12 +102,14 @@ def effective_head(lm_head_VH: Tensor, new_tokens: tuple[Tensor, Tensor] | None)
 def hard_negatives(
     ze_NV: Tensor, z_NV: Tensor, labels_N: Tensor, objective: Objective, allowed: Tensor | None
 ) -> Tensor:
-    """Step 1, S_n as bool [N, V]: { v != y : v allowed, ze[v] >= kappa }, the M largest ze, ties to the smaller id.
+    """Step 1, S_n as bool [N, V]: { v != y : v allowed, ze[v] >= kappa }, the M largest ze, ties to
+    the smaller id.
 
     allowed: bool, the item tokens [V], or each row's continuations [N, V]; None: every token.
     kappa = ze[y] + log(alpha) (`probability`: Pe(v) >= alpha Pe(y)) or alpha * z[y] (`logit`).
-    By hand: Pe = (1/2, 1/4, 1/8, 1/8), y = 0. `probability`: alpha = 0.4 gives {1}, alpha = 0.2 gives {1, 2, 3}, and
-    with M = 2 of these {1, 2}: 2 and 3 tie. `logit`: ze = (3, 1, 2, 0), z[y] = 4, alpha = 0.5: kappa = 2, S = {2}.
+    By hand: Pe = (1/2, 1/4, 1/8, 1/8), y = 0. `probability`: alpha = 0.4 gives {1}, alpha = 0.2
+    gives {1, 2, 3}, and with M = 2 of these {1, 2}: 2 and 3 tie. `logit`: ze = (3, 1, 2, 0), z[y] =
+    4, alpha = 0.5: kappa = 2, S = {2}.
     """
     label_N1 = labels_N[:, None]
     if objective.threshold == "probability":
@@ -135,10 +142,13 @@ def negative_weights(ze_NV: Tensor, negatives_NV: Tensor) -> Tensor:
 
 
 def preference_loss(z_NV: Tensor, weights_NV: Tensor, labels_N: Tensor, beta: float) -> Tensor:
-    """Step 2, [N]: CE(softmax(z'), y) with z'_v = z_v + beta w_v |z_v|. Weights are 0 outside S and carry no gradient.
+    """Step 2, [N]: CE(softmax(z'), y) with z'_v = z_v + beta w_v |z_v|. Weights are 0 outside S and
+    carry no gradient.
 
-    By hand, y = 0, w = (0, 1), beta = 1: z = (0, 1) becomes (0, 2), loss = log(1 + e^2) = 2.126928 (plain: 1.313262).
-    A negative logit is penalised too: z = (0, -1) becomes (0, 0), loss = log 2 = 0.693147 (plain: 0.313262).
+    By hand, y = 0, w = (0, 1), beta = 1: z = (0, 1) becomes (0, 2), loss = log(1 + e^2) = 2.126928
+    (plain: 1.313262).
+    A negative logit is penalised too: z = (0, -1) becomes (0, 0), loss = log 2 = 0.693147 (plain:
+        0.313262).
     """
     # A logit that overflowed to -inf stays there: -inf + inf would be NaN.
     penalty_NV = (beta * weights_NV * z_NV.abs()).masked_fill(z_NV == -math.inf, 0.0)
@@ -149,8 +159,8 @@ def preference_loss(z_NV: Tensor, weights_NV: Tensor, labels_N: Tensor, beta: fl
 def distillation_loss(z_NV: Tensor, student_NV: Tensor, candidates_V: Tensor | None) -> Tensor:
     """Step 3, [N]: KL(stopgrad(P) || Pe), both renormalised over the candidates.
 
-    By hand: P = (1/2, 1/2), Pe = (1/4, 3/4): KL = log(2)/2 + log(2/3)/2 = log(4/3)/2 = 0.143841. With a third token,
-    no candidate, P = (1/4, 1/4, 1/2) and Pe = (1/8, 3/8, 1/2) give the same.
+    By hand: P = (1/2, 1/2), Pe = (1/4, 3/4): KL = log(2)/2 + log(2/3)/2 = log(4/3)/2 = 0.143841.
+    With a third token, no candidate, P = (1/4, 1/4, 1/2) and Pe = (1/8, 3/8, 1/2) give the same.
     """
     if candidates_V is not None:
         z_NV, student_NV = z_NV[:, candidates_V], student_NV[:, candidates_V]
@@ -163,7 +173,8 @@ def distillation_loss(z_NV: Tensor, student_NV: Tensor, candidates_V: Tensor | N
 
 
 def reward_support(negatives_NV: Tensor, labels_N: Tensor, reward_tokens: str) -> Tensor:
-    """Step 4, the tokens that share the soft target, bool [N, V]: S_n and y (`negatives`), or all (`continuations`).
+    """Step 4, the tokens that share the soft target, bool [N, V]: S_n and y (`negatives`), or all
+    (`continuations`).
 
     Only a continuation of the prefix has a reward, so that all tokens are the continuations.
     """
@@ -173,9 +184,11 @@ def reward_support(negatives_NV: Tensor, labels_N: Tensor, reward_tokens: str) -
 
 
 def reward_target(reward_NV: Tensor, support_NV: Tensor, temperature: float) -> Tensor:
-    """Step 4, q_n [N, V]: proportional to r^(1/T) over the support, 0 elsewhere; all 0 where r is 0 on all of it.
+    """Step 4, q_n [N, V]: proportional to r^(1/T) over the support, 0 elsewhere; all 0 where r is 0
+    on all of it.
 
-    By hand: r = (3/4, 1/4, 9), support {0, 1}: T = 1 gives q = (3/4, 1/4, 0), T = 1/2 gives (9, 1, 0)/10.
+    By hand: r = (3/4, 1/4, 9), support {0, 1}: T = 1 gives q = (3/4, 1/4, 0), T = 1/2 gives (9, 1,
+        0)/10.
     """
     return _masked_softmax(reward_NV.log() / temperature, support_NV & (reward_NV > 0))
 
@@ -183,12 +196,14 @@ def reward_target(reward_NV: Tensor, support_NV: Tensor, temperature: float) -> 
 def reward_loss(z_NV: Tensor, target_NV: Tensor) -> Tensor:
     """Step 4, [N]: -sum_v q_v log P(v), with P = softmax(z), unpenalised.
 
-    By hand: P = (1/2, 1/4, 1/4), q = (3/4, 1/4, 0): loss = 3/4 log 2 + 1/4 log 4 = 1.25 log 2 = 0.866434.
+    By hand: P = (1/2, 1/4, 1/4), q = (3/4, 1/4, 0): loss = 3/4 log 2 + 1/4 log 4 = 1.25 log 2 =
+        0.866434.
     """
     return -(target_NV * z_NV.log_softmax(1)).masked_fill(target_NV == 0, 0.0).sum(1)
 
 
 def _masked_softmax(logits_NV: Tensor, mask_NV: Tensor) -> Tensor:
-    """Softmax over the True entries of each row, 0 elsewhere. A row without one is all 0, not NaN."""
+    """Softmax over the True entries of each row, 0 elsewhere. A row without one is all 0, not
+    NaN."""
     masked_NV = logits_NV.masked_fill(~mask_NV, -math.inf)
     return masked_NV.softmax(1).masked_fill(~mask_NV, 0.0)

@@ -1,12 +1,14 @@
-"""What happens to the logits of some rows between the two matrix products, in PyTorch: the five sums and the gradient, in place.
+"""What happens to the logits of some rows between the two matrix products, in PyTorch: the five
+sums and the gradient, in place.
 
-The penalised log-sum-exp needs no second pass (docs/method.md, step 2; z' >= z on S, so every term is >= 0):
-    lse' = lse + log1p(sum_S e^{z - lse} expm1(z' - z))
+The penalised log-sum-exp needs no second pass (docs/method.md, step 2; z' >= z on S, so every term
+    is >= 0): lse' = lse + log1p(sum_S e^{z - lse} expm1(z' - z))
 
 `ilrec.ops.reference` is the specification; triton_math.py is the same for CUDA.
 
-Shape letters: N rows, J students (readout distributions), V vocabulary, C candidates (V where all tokens are),
-S negatives of all rows in one flat list, E reward entries, T those of them that share the soft target.
+Shape letters: N rows, J students (readout distributions), V vocabulary, C candidates (V where all
+tokens are), S negatives of all rows in one flat list, E reward entries, T those of them that share
+the soft target.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Negatives(NamedTuple):
 
 
 class Support(NamedTuple):
-    """The tokens that share the reward's soft target, each once a row: with their rewards and logits z."""
+    """The tokens that share the reward's soft target, each once a row: with their rewards and
+    logits z."""
 
     rows_T: Tensor
     tokens_T: Tensor
@@ -60,9 +63,11 @@ def reduce_rows(
     task: Task,
     want_gradient: bool,
 ) -> Tensor:
-    """The five sums of ilrec.ops.STATS over some rows; logits become their gradients if wanted, and are consumed anyway.
+    """The five sums of ilrec.ops.STATS over some rows; logits become their gradients if wanted, and
+    are consumed anyway.
 
-    label_ze_N: the ensemble's logits of the labels, which need not be candidates; None without candidates.
+    label_ze_N: the ensemble's logits of the labels, which need not be candidates; None without
+        candidates.
     """
     objective, labels_N = task.objective, task.labels_N[rows]
     label_logits_N = z_NV.gather(1, labels_N[:, None])[:, 0]
@@ -170,7 +175,8 @@ def _row_counts(mask_NC: Tensor) -> Tensor:
 
 
 def _largest(ze_NC: Tensor, mask_NC: Tensor, num_kept: int) -> Tensor:
-    """The num_kept largest entries of each row's mask (which has at least so many); ties to the smaller id."""
+    """The num_kept largest entries of each row's mask (which has at least so many); ties to the
+    smaller id."""
     masked_NC = ze_NC.masked_fill(~mask_NC, -math.inf)
     last_N1 = masked_NC.topk(num_kept, dim=1).values[:, -1:]
     above_NC, tied_NC = mask_NC & (masked_NC > last_N1), mask_NC & (masked_NC == last_N1)
@@ -181,7 +187,8 @@ def _largest(ze_NC: Tensor, mask_NC: Tensor, num_kept: int) -> Tensor:
 def _distil_(
     z_NC: Tensor, students_JNC: Tensor, ze_NC: Tensor, weight: float
 ) -> tuple[Tensor, Tensor]:
-    """Step 3: mean_j KL(P || P_j) = sum_v P_v (z_v - mean_j z_jv) - lse + mean_j lse_j, and mean_j z_j is ze; also lse.
+    """Step 3: mean_j KL(P || P_j) = sum_v P_v (z_v - mean_j z_jv) - lse + mean_j lse_j, and mean_j
+    z_j is ze; also lse.
 
     Students become their gradients, z becomes P, ze is consumed.
     """
@@ -206,7 +213,8 @@ def preference(
 ) -> tuple[Tensor, Tensor]:
     """Step 2: the loss [N], and lift = lse' - lse >= 0, exactly 0 where S is empty.
 
-    The identity of the module docstring in logarithms, e^d - 1 = e^d (1 - e^-d): a large penalty cannot overflow.
+    The identity of the module docstring in logarithms, e^d - 1 = e^d (1 - e^-d): a large penalty
+    cannot overflow.
     """
     penalty_S = _penalty(negatives, beta)
     log_terms_S = (
@@ -220,9 +228,11 @@ def preference(
 def reward_places(
     negatives: Negatives, labels_N: Tensor, start: int, vocab_size: int, task: Task
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Step 4: the support of the soft target as (rows_T, tokens_T, rewards_T), for the rows from `start` on.
+    """Step 4: the support of the soft target as (rows_T, tokens_T, rewards_T), for the rows from
+    `start` on.
 
-    Rows are counted from `start`. `negatives`: S and the label, with reward 0 where the crowd knows nothing of a token.
+    Rows are counted from `start`. `negatives`: S and the label, with reward 0 where the crowd knows
+    nothing of a token.
     `continuations`: all entries of these rows.
     """
     if task.rewards is None or len(task.rewards[0]) == 0 or task.objective.reward_weight == 0:
@@ -259,7 +269,8 @@ def _logit_gradient_(
     reward: Reward,
     task: Task,
 ) -> None:
-    """P becomes d(preference + mu * reward)/dz: P' dz'/dz - [y] + mu (mass P - q): a scaled P but on S, y and q."""
+    """P becomes d(preference + mu * reward)/dz: P' dz'/dz - [y] + mu (mass P - q): a scaled P but
+    on S, y and q."""
     rows_S, mu, beta = negatives.rows_S, task.objective.reward_weight, task.objective.beta
     slope_S = 1 + beta * negatives.weights_S * negatives.logits_S.sign()
     log_p_S = negatives.logits_S - lse_N[rows_S]
@@ -280,7 +291,8 @@ def _softmax_(logits: Tensor) -> Tensor:
 
 
 def segment_softmax(values_S: Tensor, rows_S: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Softmax and log-sum-exp within each row of a flat list; -inf entries get 0, a row without finite ones -inf."""
+    """Softmax and log-sum-exp within each row of a flat list; -inf entries get 0, a row without
+    finite ones -inf."""
     largest_N = values_S.new_full((num_rows,), -math.inf).scatter_reduce_(
         0, rows_S, values_S, "amax"
     )

@@ -1,14 +1,19 @@
-"""The vocabulary operation in slabs of rows: full logits never exist, gradients are made on the way forward. The default.
+"""The vocabulary operation in slabs of rows: full logits never exist, gradients are made on the way
+forward. The default.
 
-Full logits of 1 + K heads do not fit, and autograd would keep several copies. Here a slab of supervised rows is projected (last
-layer and readout rows stacked, so each tile of the head is read once for both), reduced to row statistics, turned into its own
-gradient in place, and projected back: four products, no recomputation, exact for any number of hard negatives. Low-precision
+Full logits of 1 + K heads do not fit, and autograd would keep several copies. Here a slab of
+supervised rows is projected (last layer and readout rows stacked, so each tile of the head is read
+once for both), reduced to row statistics, turned into its own
+gradient in place, and projected back: four products, no recomputation, exact for any number of hard
+    negatives. Low-precision
 input gets float32 logits: rounded ones flip selections.
 
-On CUDA one Triton kernel does what lies between the products (triton_rows.py); elsewhere PyTorch does (row_math.py).
-Called through `ilrec.ops.cross_layer_loss(..., backend="row_slab")`; `ilrec.ops.reference` is the specification.
+On CUDA one Triton kernel does what lies between the products (triton_rows.py); elsewhere PyTorch
+does (row_math.py). Called through `ilrec.ops.cross_layer_loss(..., backend="row_slab")`;
+`ilrec.ops.reference` is the specification.
 
-Shape letters: N supervised tokens, J students, V vocabulary, C columns of the students (V, or the candidates).
+Shape letters: N supervised tokens, J students, V vocabulary, C columns of the students (V, or the
+    candidates).
 """
 
 from __future__ import annotations
@@ -22,10 +27,12 @@ from ilrec.ops import head_gemm, row_math
 from ilrec.ops.fused import States, Task
 from ilrec.ops.head_gemm import Gradients, Head
 
-# Memory for logits. CPU: measured with H = 576, float32, one core (32 MiB L3), (N, V) = (256, 32,000), (1,024, 32,000),
-# (128, 128,256): 64 MiB is within 15 % of the fastest of 8 to 256 MiB, 32 MiB is up to 40 % slower.
-# CUDA: by arithmetic, not measured: 2 x 620 stacked rows at V = 128,256, and an H100's bfloat16 GEMM is compute-bound above 300; with
-# the gradients of N = 4,096 states of H = 4,096 (0.13 GB), it stays below 0.85 GB.
+# Memory for logits. CPU: measured with H = 576, float32, one core (32 MiB L3), (N, V) = (256,
+# 32,000), (1,024, 32,000), (128, 128,256): 64 MiB is within 15 % of the fastest of 8 to 256 MiB, 32
+# MiB is up to 40 % slower.
+# CUDA: by arithmetic, not measured: 2 x 620 stacked rows at V = 128,256, and an H100's bfloat16
+# GEMM is compute-bound above 300; with the gradients of N = 4,096 states of H = 4,096 (0.13 GB), it
+# stays below 0.85 GB.
 SLAB_BYTES = {"cpu": 64 * 2**20, "cuda": 640 * 10**6}
 
 
@@ -38,7 +45,8 @@ def has_triton() -> bool:
 
 
 def uses_kernel(states: States) -> bool:
-    """The Triton kernel computes in float32; float64 on CUDA is for checks, and goes the PyTorch way."""
+    """The Triton kernel computes in float32; float64 on CUDA is for checks, and goes the PyTorch
+    way."""
     return states.hidden_NH.is_cuda and states.dtype == torch.float32 and has_triton()
 
 
@@ -49,7 +57,8 @@ def row_bytes(states: States, vocab_size: int, student_columns: int, kernel: boo
 
 
 def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients) -> Tensor:
-    """The five sums of ilrec.ops.STATS; adds to `grads`. Slabs of task.slab_bytes, one row at least."""
+    """The five sums of ilrec.ops.STATS; adds to `grads`. Slabs of task.slab_bytes, one row at
+    least."""
     kernel = uses_kernel(states)
     student_head, position_V = None, None
     if task.candidate_ids_C is not None and states.num_students:

@@ -1,9 +1,12 @@
-"""What a Triton program does with a row of logits: the mathematics of ilrec/ops/row_math.py, a block of tokens at a time.
+"""What a Triton program does with a row of logits: the mathematics of ilrec/ops/row_math.py, a
+block of tokens at a time.
 
-Device functions; the kernels that are made of them are in triton_rows.py (whole rows) and triton_tiles.py (tiles of the vocabulary).
+Device functions; the kernels that are made of them are in triton_rows.py (whole rows) and
+triton_tiles.py (tiles of the vocabulary).
 
-Names: z the last layer's logits, ze the ensemble's, a sum of e^x is kept as (largest, total). A token v is a hard negative if
-it is allowed, not the label, and ze > bound or (ze == bound and v <= last_id); without a cap these are kappa and ALL_IDS.
+Names: z the last layer's logits, ze the ensemble's, a sum of e^x is kept as (largest, total). A
+token v is a hard negative if it is allowed, not the label, and ze > bound or (ze == bound and v <=
+last_id); without a cap these are kappa and ALL_IDS.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from torch import Tensor
 
 NOTHING = tl.constexpr(float("-inf"))
 ALL_IDS = tl.constexpr(2**31 - 1)
-# Tokens at a time, over all students. CUDA: by arithmetic, not measured: with 8 warps a value takes 16 registers a thread.
-# The interpreter takes about 35 us an operation whatever its width.
+# Tokens at a time, over all students. CUDA: by arithmetic, not measured: with 8 warps a value takes
+# 16 registers a thread. The interpreter takes about 35 us an operation whatever its width.
 BLOCK = {"cuda": 4096, "cpu": 32768}
 
 
@@ -34,7 +37,8 @@ def block_size(logits: Tensor, num_tokens: int, num_students: int) -> int:
 
 @triton.jit
 def online(largest, total, values):
-    """Adds values [BLOCK] to a log-sum-exp. Also returns e^(values - largest), and what older sums must be scaled by."""
+    """Adds values [BLOCK] to a log-sum-exp. Also returns e^(values - largest), and what older sums
+    must be scaled by."""
     new = tl.maximum(largest, tl.max(values, 0))
     safe = tl.where(new == NOTHING, 0.0, new)  # -inf - -inf would be NaN
     scale, exp = tl.exp(largest - safe), tl.exp(values - safe)
@@ -51,7 +55,8 @@ def online_each(largest, total, values):
 
 @triton.jit
 def load_students(row_ptr, index, mask, layer_stride, J: tl.constexpr, J_PAD: tl.constexpr):
-    """Students' logits [J_PAD, BLOCK], -inf where there are none, and their mean: the ensemble's."""
+    """Students' logits [J_PAD, BLOCK], -inf where there are none, and their mean: the
+    ensemble's."""
     layer = tl.arange(0, J_PAD).to(tl.int64)[:, None]
     logits = tl.load(
         row_ptr + layer * layer_stride + index[None, :],
@@ -86,7 +91,8 @@ def is_negative(ze, tokens, allowed, label, bound, last_id):
 
 @triton.jit
 def penalty(z, ze, negative, lse_negatives, beta):
-    """beta w |z| on the negatives, and its slope in z. A logit that overflowed to -inf stays there."""
+    """beta w |z| on the negatives, and its slope in z. A logit that overflowed to -inf stays
+    there."""
     weight = tl.where(negative & (z > NOTHING), tl.exp(ze - lse_negatives), 0.0) * beta
     sign = tl.where(z > 0, 1.0, 0.0) - tl.where(z < 0, 1.0, 0.0)
     return tl.where(weight > 0, weight * tl.abs(z), 0.0), weight * sign
@@ -94,7 +100,8 @@ def penalty(z, ze, negative, lse_negatives, beta):
 
 @triton.jit
 def log_one_minus_exp(x):
-    """log(1 - e^-x), x >= 0. The series (to x^8, relative error 1e-8 at 1/2) is for small x, where 1 - e^-x cancels."""
+    """log(1 - e^-x), x >= 0. The series (to x^8, relative error 1e-8 at 1/2) is for small x, where
+    1 - e^-x cancels."""
     series = 1 - x / 2 * (
         1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6 * (1 - x / 7 * (1 - x / 8)))))
     )
@@ -193,9 +200,11 @@ def cap_negatives(
     LIMITED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """bound and last_id of the max_negatives largest (ties to the smaller id), and their sum of e^(ze - largest).
+    """bound and last_id of the max_negatives largest (ties to the smaller id), and their sum of
+    e^(ze - largest).
 
-    Bisection over the 32 bits of a float: exact, no list, no sorting. Only rows with more negatives than the cap come here.
+    Bisection over the 32 bits of a float: exact, no list, no sorting. Only rows with more negatives
+        than the cap come here.
     """
     low, high = sort_key(kappa), sort_key(largest)
     while low < high:
@@ -273,7 +282,8 @@ def reward_term(
     CONTINUATIONS: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
-    """Step 4 over a row's rewards: the loss and the sum of q (1, or 0 where no reward is known); q itself into shares.
+    """Step 4 over a row's rewards: the loss and the sum of q (1, or 0 where no reward is known); q
+    itself into shares.
 
     CONTINUATIONS: all entries share q, not the negatives and the label alone.
     """
@@ -350,8 +360,9 @@ def fold_block(
     DISTIL: tl.constexpr,
     CANDIDATES: tl.constexpr,
 ):
-    """Adds a block of tokens to a row's statistics: lse of z, of the teacher (z over the candidates), of each student, of ze over
-    the negatives; the moment sum P (z - ze) of the KL; the number of negatives."""
+    """Adds a block of tokens to a row's statistics: lse of z, of the teacher (z over the
+    candidates), of each student, of ze over the negatives; the moment sum P (z - ze) of the KL; the
+    number of negatives."""
     largest, total, exp, scale = online(largest, total, z)
     if DISTIL:
         if CANDIDATES:

@@ -1,12 +1,16 @@
-"""The Triton kernel behind row_slab on CUDA: all that happens to whole rows of logits between the two matrix products.
+"""The Triton kernel behind row_slab on CUDA: all that happens to whole rows of logits between the
+two matrix products.
 
-One program per row does it: statistics, hard negatives, penalised loss, KL, reward, and the gradient in place. Nothing is summed
+One program per row does it: statistics, hard negatives, penalised loss, KL, reward, and the
+    gradient in place. Nothing is summed
 across programs: no atomics, bitwise repeatable. Logits are float32.
 
-Imported only when a kernel is needed: `import ilrec` works without triton. On the CPU the kernels run in Triton's interpreter
-(TRITON_INTERPRET=1 before triton is imported), which is how they are tested without a GPU.
+Imported only when a kernel is needed: `import ilrec` works without triton. On the CPU the kernels
+run in Triton's interpreter (TRITON_INTERPRET=1 before triton is imported), which is how they are
+tested without a GPU.
 
-Shape letters: N rows, V vocabulary, J students, C columns of the students' logits (V, or the candidates), E reward entries.
+Shape letters: N rows, V vocabulary, J students, C columns of the students' logits (V, or the
+    candidates), E reward entries.
 """
 
 from __future__ import annotations
@@ -52,7 +56,8 @@ def reduce_rows(
     task: Task,
     want_gradient: bool,
 ) -> Tensor:
-    """As row_math.reduce_rows. position_V: place of each token among the students' columns, or -1; None where these are all tokens."""
+    """As row_math.reduce_rows. position_V: place of each token among the students' columns, or -1;
+    None where these are all tokens."""
     objective, labels_N = task.objective, task.labels_N[rows]
     num_rows, vocab_size = z_NV.shape
     num_students = len(students_JNC)
@@ -326,7 +331,8 @@ def _row_kernel(
                 NEGATIVES,
                 DISTIL,
             )
-            tl.debug_barrier()  # where a block is narrower than the program, several threads load what one stores
+            # Where a block is narrower than the program, several threads load what one stores.
+            tl.debug_barrier()
             tl.store(z_ptr + tokens, grad, mask=inside)
             if DISTIL:
                 tl.store(

@@ -1,11 +1,13 @@
-"""The Triton kernels behind vocab_stream: what happens to a tile of the vocabulary between the matrix products.
+"""The Triton kernels behind vocab_stream: what happens to a tile of the vocabulary between the
+matrix products.
 
-`fold_tile` adds a tile of logits to the statistics of each row and lists its hard negatives; `differentiate_tile` turns a tile, made
-anew, into its gradient once the statistics are complete. One program per row, tiles in order: no atomics, bitwise repeatable.
-Logits are float32. The mathematics is that of triton_rows.py, and shared with it (triton_math.py).
+`fold_tile` adds a tile of logits to the statistics of each row and lists its hard negatives;
+`differentiate_tile` turns a tile, made anew, into its gradient once the statistics are complete.
+One program per row, tiles in order: no atomics, bitwise repeatable. Logits are float32. The
+    mathematics is that of triton_rows.py, and shared with it (triton_math.py).
 
-Shape letters: N rows, J students, C tokens of the tile, D columns of the students' logits (C, or the candidates among them),
-L length of a list of negatives.
+Shape letters: N rows, J students, C tokens of the tile, D columns of the students' logits (C, or
+the candidates among them), L length of a list of negatives.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ NUM_ROW_VALUES = tl.constexpr(7)  # see RowValues
 
 
 class Tile(NamedTuple):
-    """Tokens [first, last) of the vocabulary; the students' columns begin at `student_first` of theirs.
+    """Tokens [first, last) of the vocabulary; the students' columns begin at `student_first` of
+    theirs.
 
-    position_V: the place of each token among the students' columns, or -1; None: these are all tokens. allowed_NC: bool, the tokens
-    that may be a row's negatives; None: all.
+    position_V: the place of each token among the students' columns, or -1; None: these are all
+    tokens. allowed_NC: bool, the tokens that may be a row's negatives; None: all.
     """
 
     first: int
@@ -51,8 +54,9 @@ class Tile(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Running sums of each row, a sum of e^x as (largest, total): of z, of z over the candidates; the KL's moment; of ze over the
-    negatives; of each student. Then how many negatives there are, and the first L of them: token, z and ze."""
+    """Running sums of each row, a sum of e^x as (largest, total): of z, of z over the candidates;
+    the KL's moment; of ze over the negatives; of each student. Then how many negatives there are,
+    and the first L of them: token, z and ze."""
 
     sums_NS: Tensor
     count_N: Tensor
@@ -77,7 +81,8 @@ class Statistics(NamedTuple):
         )
 
     def log_sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """lse of z, of z over the candidates, of ze over the negatives [N], and of each student [N, J padded]."""
+        """lse of z, of z over the candidates, of ze over the negatives [N], and of each student [N,
+        J padded]."""
         largest_NJ, total_NJ = self.sums_NS[:, NUM_SUMS.value :].chunk(2, dim=1)
         sums = self.sums_NS
         return (
@@ -89,8 +94,9 @@ class Statistics(NamedTuple):
 
 
 class RowValues(NamedTuple):
-    """All that the gradient of a row depends on, but for the reward's soft target. values_N7: lse of z, of the teacher and of ze
-    over the negatives, bound, lift, the reward's mass, 1 (0: no gradient for this row)."""
+    """All that the gradient of a row depends on, but for the reward's soft target. values_N7: lse
+    of z, of the teacher and of ze over the negatives, bound, lift, the reward's mass, 1 (0: no
+    gradient for this row)."""
 
     values_N7: Tensor
     last_id_N: Tensor
@@ -138,7 +144,8 @@ def differentiate_tile(logits: Logits, tile: Tile, row_values: RowValues, task: 
 def _operands(
     logits: Logits, tile: Tile, task: Task
 ) -> tuple[Tensor, list[Tensor], dict[str, int | bool]]:
-    """What both kernels take: the students' logits, the first five pointers, and the compile-time flags."""
+    """What both kernels take: the students' logits, the first five pointers, and the compile-time
+    flags."""
     objective, students_JND = task.objective, logits.students_JNC
     has_students = len(students_JND) > 0
     if (
@@ -330,7 +337,8 @@ def _differentiate_kernel(
             NEGATIVES,
             DISTIL,
         )
-        tl.debug_barrier()  # where a block is narrower than the program, several threads load what one stores
+        # Where a block is narrower than the program, several threads load what one stores.
+        tl.debug_barrier()
         tl.store(z_ptr + tokens - first, tl.where(active, grad, 0.0), mask=inside)
         if DISTIL:
             tl.store(

@@ -1,15 +1,19 @@
-"""The vocabulary operation in tiles of the vocabulary: memory of O(N), for when a slab of whole rows does not fit. CUDA with Triton.
+"""The vocabulary operation in tiles of the vocabulary: memory of O(N), for when a slab of whole
+rows does not fit. CUDA with Triton.
 
-Pass 1 projects tile after tile and keeps running statistics of each row and a short list of its hard negatives (the threshold needs
-only the label's logits, so it is known beforehand). Pass 2 projects each tile once more, turns it into its gradient and projects that
-back. 6 products where row_slab needs 4, but each with all rows at once: better where row_slab's slabs would hold few rows.
-Rows whose negatives overflow the list are few (a flat readout, a low alpha) and go to row_slab whole: exact for any number.
+Pass 1 projects tile after tile and keeps running statistics of each row and a short list of its
+hard negatives (the threshold needs only the label's logits, so it is known beforehand). Pass 2
+projects each tile once more, turns it into its gradient and projects that back. 6 products where
+row_slab needs 4, but each with all rows at once: better where row_slab's slabs would hold few rows.
+Rows whose negatives overflow the list are few (a flat readout, a low alpha) and go to row_slab
+whole: exact for any number.
 
-float32 logits only. Called through `ilrec.ops.cross_layer_loss(..., backend="vocab_stream")`; `ilrec.ops.reference` is the
-specification.
+float32 logits only. Called through `ilrec.ops.cross_layer_loss(..., backend="vocab_stream")`;
+`ilrec.ops.reference` is the specification.
 
-Shape letters: N supervised tokens, G row groups (last layer, then J students), V vocabulary, C tokens of a tile, L length of a list,
-S negatives of all rows in one flat list, E reward entries, T those of them that share the soft target.
+Shape letters: N supervised tokens, G row groups (last layer, then J students), V vocabulary, C
+tokens of a tile, L length of a list, S negatives of all rows in one flat list, E reward entries, T
+those of them that share the soft target.
 """
 
 from __future__ import annotations
@@ -27,8 +31,9 @@ from ilrec.ops.row_math import Negatives, Reward, Support
 from ilrec.ops.triton_math import ALL_IDS
 from ilrec.ops.triton_tiles import RowValues, Statistics, Tile, differentiate_tile, fold_tile
 
-# Negatives listed per token, a power of two. Each has at least alpha * Pe(label) of the readout's probability, so that there are at
-# most 1 / (alpha * Pe(label)): 128 covers every label that the readout gives 1.6 % or more under alpha = 0.5.
+# Negatives listed per token, a power of two. Each has at least alpha * Pe(label) of the readout's
+# probability, so that there are at most 1 / (alpha * Pe(label)): 128 covers every label that the
+# readout gives 1.6 % or more under alpha = 0.5.
 LIST_LENGTH = 128
 # Columns of a tile come in multiples of this, so that the products keep their alignment.
 TILE_COLUMNS = 128
@@ -52,13 +57,15 @@ class _TileEntries:
         return mask_NC
 
     def of(self, number: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the `number`-th tile, which begins at token `first`: rows, columns, and which of the places these are."""
+        """Of the `number`-th tile, which begins at token `first`: rows, columns, and which of the
+        places these are."""
         inside = slice(self.starts[number], self.starts[number + 1])
         return self.rows_T[inside], self.tokens_T[inside] - first, self.order_T[inside]
 
 
 class _Stream:
-    """One call's states, head and tiles. `logits()` walks over the tiles, projecting each into the same memory."""
+    """One call's states, head and tiles. `logits()` walks over the tiles, projecting each into the
+    same memory."""
 
     def __init__(self, states: States, head: Head, task: Task) -> None:
         self.task, self.head = task, head
@@ -115,7 +122,8 @@ class _Stream:
 
 
 def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients) -> Tensor:
-    """The five sums of ilrec.ops.STATS; adds to `grads`. A tile takes task.slab_bytes, TILE_COLUMNS tokens at least."""
+    """The five sums of ilrec.ops.STATS; adds to `grads`. A tile takes task.slab_bytes, TILE_COLUMNS
+    tokens at least."""
     stream = _Stream(states, head, task)
     label_logits_N, label_ze_N = stream.label_logits()
     kappa_N = row_math.thresholds(label_logits_N, label_ze_N, task.objective)
@@ -139,7 +147,8 @@ def sums_and_gradients(states: States, head: Head, task: Task, grads: Gradients)
 
 
 def _continuations(task: Task, vocab_size: int, label_logits_N: Tensor) -> Support:
-    """The support of the reward's soft target where it is all continuations, its logits yet to be read; else empty."""
+    """The support of the reward's soft target where it is all continuations, its logits yet to be
+    read; else empty."""
     keys_E, values_E = task.labels_N[:0], label_logits_N[:0]
     objective = task.objective
     if (
@@ -182,7 +191,8 @@ def _finish(
     task: Task,
     continuations: Support,
 ) -> tuple[Tensor, RowValues, Reward]:
-    """The losses of each row, and what its gradient needs. Those of rows that overflow their list are not used."""
+    """The losses of each row, and what its gradient needs. Those of rows that overflow their list
+    are not used."""
     objective = task.objective
     lse_N, lse_teacher_N, lse_negatives_N, lse_students_NJ = statistics.log_sums()
     teacher_total_N = statistics.sums_NS[:, 3]
@@ -242,11 +252,13 @@ def _negatives_support(
 def _cap(
     statistics: Statistics, listed_NL: Tensor, kappa_N: Tensor, max_negatives: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """bound and last_id (triton_math.is_negative) of the max_negatives largest, and which of the listed these are."""
+    """bound and last_id (triton_math.is_negative) of the max_negatives largest, and which of the
+    listed these are."""
     all_ids_N = torch.full_like(statistics.count_N, ALL_IDS.value)
     if max_negatives == 0 or max_negatives >= LIST_LENGTH:
         return kappa_N, all_ids_N, listed_NL
-    # Lists ascend in token, and a stable sort keeps that order among equals: ties go to the smaller id.
+    # Lists ascend in token, and a stable sort keeps that order among equals: ties go to the smaller
+    # id.
     order_NL = (
         statistics.ze_NL.masked_fill(~listed_NL, -math.inf)
         .sort(dim=1, descending=True, stable=True)

@@ -1,7 +1,8 @@
 """Trie-constrained beam search: the best items of the full catalogue for a batch of users.
 
-The score of an item is the sum of the log-probabilities of its tokens, end token included, each under the model's full
-vocabulary; no length normalisation. One model call per trie level for all users and beams; no Python per token or beam.
+The score of an item is the sum of the log-probabilities of its tokens, end token included, each
+under the model's full vocabulary; no length normalisation. One model call per trie level for all
+users and beams; no Python per token or beam.
 
 Shapes: B users, K beams, C children, T prompt tokens, V vocabulary.
 """
@@ -25,7 +26,8 @@ LINEAR_STATES = ("conv_states", "recurrent_states")
 
 @dataclass
 class Beams:
-    """Unfinished and finished hypotheses. node 0 with score -inf is a beam that never came to life."""
+    """Unfinished and finished hypotheses. node 0 with score -inf is a beam that never came to
+    life."""
 
     nodes_BK: Tensor
     scores_BK: Tensor
@@ -34,8 +36,9 @@ class Beams:
 class BeamLayer(DynamicLayer):
     """Keys and values of one attention layer for B * K beams, allocated once for all steps.
 
-    The prompt's columns are the same for all beams of a user, and beams never change users: appending and reordering touch
-    the generated columns only. Copying whole caches at every step took 70 percent of a search's time.
+    The prompt's columns are the same for all beams of a user, and beams never change users:
+    appending and reordering touch the generated columns only. Copying whole caches at every step
+    took 70 percent of a search's time.
     """
 
     def __init__(self, prompt: DynamicLayer, num_beams: int, num_steps: int) -> None:
@@ -77,9 +80,11 @@ def _room(states: Tensor, num_beams: int, num_steps: int) -> Tensor:
 
 
 def _expand_cache(cache: Cache, num_beams: int, num_steps: int) -> None:
-    """Each user's cache for num_beams beams. Other kinds of layers (a sliding window) are copied as they know how to.
+    """Each user's cache for num_beams beams. Other kinds of layers (a sliding window) are copied as
+    they know how to.
 
-    Linear attention has one state of a fixed size, which beams share no part of; transformers reorders it, and cannot repeat it.
+    Linear attention has one state of a fixed size, which beams share no part of; transformers
+    reorders it, and cannot repeat it.
     """
     layers: list[Any] = cache.layers
     for index, layer in enumerate(layers):
@@ -111,11 +116,13 @@ def trie_beam_search(
     num_beams: int,
     excluded: Sequence[np.ndarray | Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The num_beams best items per user, best first: items int64 [B, K], scores float32 [B, K] (float64 for such a model).
+    """The num_beams best items per user, best first: items int64 [B, K], scores float32 [B, K]
+    (float64 for such a model).
 
-    input_ids_BT, attention_mask_BT: LEFT-padded prompts. Where the catalogue has fewer items than num_beams, the rest is item
-    -1 with score -inf. Items that share a leaf follow each other in ascending order with the same score. `model` is a Hugging Face
-    causal LM; `trie` lies on its device. excluded: per user, items that take no beam; of items that share a leaf all or none.
+    input_ids_BT, attention_mask_BT: LEFT-padded prompts. Where the catalogue has fewer items than
+    num_beams, the rest is item -1 with score -inf. Items that share a leaf follow each other in
+    ascending order with the same score. `model` is a Hugging Face causal LM; `trie` lies on its
+    device. excluded: per user, items that take no beam; of items that share a leaf all or none.
     """
     num_users = len(input_ids_BT)
     closed = trie.exhausted(excluded) if excluded is not None else None
@@ -162,17 +169,20 @@ def _score_dtype(logits: Tensor) -> torch.dtype:
 
 
 def _is_leaf(trie: ItemTrie, nodes_BK: Tensor) -> Tensor:
-    """A leaf has no children. The dead (node 0, the root) are counted in: nothing grows from them."""
+    """A leaf has no children. The dead (node 0, the root) are counted in: nothing grows from
+    them."""
     return (trie.child_offsets[nodes_BK] == trie.child_offsets[nodes_BK + 1]) | (nodes_BK == 0)
 
 
 def _extend(
     beams: Beams, logits: Tensor, trie: ItemTrie, num_beams: int, closed: Tensor | None
 ) -> tuple[Beams, Tensor, Tensor]:
-    """One level down: the best num_beams among all children of all beams, and the finished beams as they are.
+    """One level down: the best num_beams among all children of all beams, and the finished beams as
+    they are.
 
-    logits: [B * K', V], K' beams so far. Returns the new beams, the beam each came from and the token it took. Tokens outside the
-    trie are never looked at, so that an empty list of children lets nothing through; nor are `closed` children (ItemTrie.exhausted).
+    logits: [B * K', V], K' beams so far. Returns the new beams, the beam each came from and the
+    token it took. Tokens outside the trie are never looked at, so that an empty list of children
+    lets nothing through; nor are `closed` children (ItemTrie.exhausted).
     """
     num_users, width = beams.nodes_BK.shape
     logits_BKV = logits.to(beams.scores_BK.dtype).view(num_users, width, -1)

@@ -1,7 +1,8 @@
 """Which items may be recommended: all of them, or those that are not in the user's history.
 
-Reviews and ratings name an item once for each user, so that an item of the history is never the next one; a purchase or a play may
-come again. One rule for all methods of a table: `auto` leaves the history out where no user of the data has an item twice.
+Reviews and ratings name an item once for each user, so that an item of the history is never the
+next one; a purchase or a play may come again. One rule for all methods of a table: `auto` leaves
+the history out where no user of the data has an item twice.
 
 Shapes: B users, K ranked items, I items.
 """
@@ -24,7 +25,8 @@ Histories = Sequence[Any]  # of item numbers, each an array or a sequence
 
 
 def choose_candidates(wanted: str, sequences: Histories) -> str:
-    """One of config.CANDIDATES, `auto` decided by the data: "unseen" where no sequence has an item twice, else "all"."""
+    """One of config.CANDIDATES, `auto` decided by the data: "unseen" where no sequence has an item
+    twice, else "all"."""
     if wanted != "auto":
         return wanted
     return "unseen" if first_repeat(sequences) is None else "all"
@@ -43,7 +45,8 @@ def first_repeat(sequences: Histories) -> int | None:
 
 
 def drop_history_from_lists(items_BK: Tensor, histories: Histories) -> Tensor:
-    """Ranked items with -1 (no item) in the place of those in the user's history: int64 [B, K], on the CPU."""
+    """Ranked items with -1 (no item) in the place of those in the user's history: int64 [B, K], on
+    the CPU."""
     kept = [
         np.where(np.isin(items, history), -1, items)
         for items, history in zip(items_BK.numpy(), histories, strict=True)
@@ -62,7 +65,8 @@ def drop_history_from_scores(scores_BI: Tensor, histories: Histories) -> Tensor:
 def rank_by_scores(
     histories: Histories, targets_U: np.ndarray, score: Callable[[Any], Tensor], candidates: str
 ) -> Tensor:
-    """The target's rank for each user: int64 [users]. score(histories) -> [B, I]; candidates: all or unseen."""
+    """The target's rank for each user: int64 [users]. score(histories) -> [B, I]; candidates: all
+    or unseen."""
     ranks = []
     for start in range(0, len(targets_U), USERS_PER_BATCH):
         batch = histories[start : start + USERS_PER_BATCH]

@@ -1,7 +1,8 @@
 """Hit@K and NDCG@K of full-catalogue ranking with one relevant item per user.
 
-The rank of the target is 1 + the number of OTHER items placed before it or tied with it. A tie counts against the target, so
-that a scorer that gives every item the same score does not look good; items that share a semantic ID or a title are tied.
+The rank of the target is 1 + the number of OTHER items placed before it or tied with it. A tie
+counts against the target, so that a scorer that gives every item the same score does not look good;
+items that share a semantic ID or a title are tied.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def ranks_from_scores(scores_BI: Tensor, targets_B: Tensor) -> Tensor:
 
 
 def ranks_from_lists(items_BK: Tensor, scores_BK: Tensor, targets_B: Tensor) -> Tensor:
-    """Rank of each target in a list of the K best items: int64 [B], NOT_RANKED where it is absent. Padded with item -1."""
+    """Rank of each target in a list of the K best items: int64 [B], NOT_RANKED where it is absent.
+    Padded with item -1."""
     if scores_BK.isnan().any():
         raise ValueError("ranks_from_lists: NaN in the scores")
     is_target_BK = items_BK == targets_B[:, None]
@@ -34,7 +36,8 @@ def ranks_from_lists(items_BK: Tensor, scores_BK: Tensor, targets_B: Tensor) -> 
 
 
 def ranking_metrics(ranks_B: Tensor, cutoffs: Sequence[int]) -> dict[str, float]:
-    """{"hit@K": ..., "ndcg@K": ...} over users. One relevant item: its gain is 1 / log2(rank + 1), the ideal is 1."""
+    """{"hit@K": ..., "ndcg@K": ...} over users. One relevant item: its gain is 1 / log2(rank + 1),
+    the ideal is 1."""
     ranks = ranks_B.double()
     metrics = {f"hit@{k}": (ranks <= k).double().mean().item() for k in cutoffs}
     gains = 1 / torch.log2(ranks + 1)

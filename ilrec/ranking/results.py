@@ -1,6 +1,8 @@
-"""ranking.json: metrics together with the protocol that they were measured under, and the table people read.
+"""ranking.json: metrics together with the protocol that they were measured under, and the table
+people read.
 
-Beside it ranking.npy, the target's rank for each user, for tests between methods (a paired bootstrap) and for looking closer.
+Beside it ranking.npy, the target's rank for each user, for tests between methods (a paired
+bootstrap) and for looking closer.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ CUTOFFS = (1, 5, 10, 20)
 def write_ranking(
     path: str | Path, metrics: Mapping[str, float], protocol: Mapping[str, Any], ranks_U: Tensor
 ) -> None:
-    """Both files, in place of older ones, once both are written whole. ranks_U: int64 [users], in the data set's order of users.
+    """Both files, in place of older ones, once both are written whole. ranks_U: int64 [users], in
+    the data set's order of users.
 
     Raises InputError where they cannot be written; check_ranking finds out before the work.
     """

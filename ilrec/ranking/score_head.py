@@ -1,7 +1,8 @@
 """Logits in float32 for what is ranked, whatever the model's own precision.
 
-A bfloat16 logit has 8 bits: near 16 its neighbours are 1/8 apart, so that many items of a catalogue get the very same score, and a tie
-counts against the target. States and weights stay as the model has them; only their products are summed and kept in float32.
+A bfloat16 logit has 8 bits: near 16 its neighbours are 1/8 apart, so that many items of a catalogue
+get the very same score, and a tie counts against the target. States and weights stay as the model
+has them; only their products are summed and kept in float32.
 
 Shapes: N positions, H hidden, V vocabulary, R trained token rows.
 """
@@ -20,7 +21,8 @@ from ilrec.ops.head_gemm import Head
 
 
 class ScoreHead(nn.Module):
-    """In the LM head's place: hidden states [..., H] -> logits [..., V], float32 (float64 for such a model). No copy of the weight."""
+    """In the LM head's place: hidden states [..., H] -> logits [..., V], float32 (float64 for such
+    a model). No copy of the weight."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -46,6 +48,7 @@ def _project(
 
 
 def score_in_float32(model: PreTrainedModel | PeftModel) -> None:
-    """Give the model a ScoreHead, in place, once its adapters are there and it lies on its device. InputError as prepare_heads."""
+    """Give the model a ScoreHead, in place, once its adapters are there and it lies on its device.
+    InputError as prepare_heads."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base.set_output_embeddings(ScoreHead(base))

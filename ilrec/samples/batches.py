@@ -1,8 +1,10 @@
-"""Batches by token budget: samples of like length together where they are padded, any mix of lengths where they are flattened.
+"""Batches by token budget: samples of like length together where they are padded, any mix of
+lengths where they are flattened.
 
-The shape of an epoch is planned once, from the sorted lengths: which place in that order goes to which batch. An epoch then draws,
-from the seed and its number, which of the samples of one length takes which place, and the order of the batches. So the budget
-holds always, every epoch has the same number of batches, and a resumed run finds its place in the middle of one.
+The shape of an epoch is planned once, from the sorted lengths: which place in that order goes to
+which batch. An epoch then draws, from the seed and its number, which of the samples of one length
+takes which place, and the order of the batches. So the budget holds always, every epoch has the
+same number of batches, and a resumed run finds its place in the middle of one.
 
 Shapes: S samples, B batches.
 """
@@ -26,7 +28,8 @@ def is_flattened(layout: str, flash: bool) -> bool:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """places_S: ranks in the order of length, batch after batch. ends_B: where each batch ends in it."""
+    """places_S: ranks in the order of length, batch after batch. ends_B: where each batch ends in
+    it."""
 
     places_S: np.ndarray
     ends_B: np.ndarray
@@ -39,13 +42,15 @@ class EpochPlan:
 
 
 def plan_padded(sorted_S: np.ndarray, max_tokens: int) -> EpochPlan:
-    """Neighbours in length together: a batch takes its number of samples times its longest, at most `max_tokens`.
+    """Neighbours in length together: a batch takes its number of samples times its longest, at most
+    `max_tokens`.
 
     sorted_S: tokens of each sample, ascending.
     """
     ends, begin = [], 0
     while begin < len(sorted_S):
-        # The cost of taking the samples up to each place grows with it; at most max_tokens // shortest samples can fit.
+        # The cost of taking the samples up to each place grows with it; at most max_tokens //
+        # shortest samples can fit.
         candidates = sorted_S[begin : begin + max_tokens // int(sorted_S[begin])]
         costs = candidates * np.arange(1, len(candidates) + 1)
         begin += int(np.searchsorted(costs, max_tokens, side="right"))
@@ -54,7 +59,8 @@ def plan_padded(sorted_S: np.ndarray, max_tokens: int) -> EpochPlan:
 
 
 def plan_flattened(sorted_S: np.ndarray, max_tokens: int) -> EpochPlan:
-    """Lengths dealt out in turn, there and back, so that all batches take about as many tokens, at most `max_tokens` together."""
+    """Lengths dealt out in turn, there and back, so that all batches take about as many tokens, at
+    most `max_tokens` together."""
     num_batches = int(-(-int(sorted_S.sum()) // max_tokens))
     while True:
         batch_S = _dealt(len(sorted_S), num_batches)
@@ -66,13 +72,15 @@ def plan_flattened(sorted_S: np.ndarray, max_tokens: int) -> EpochPlan:
 
 
 def _dealt(num_samples: int, num_batches: int) -> np.ndarray:
-    """int64 [S]: 0 1 2 2 1 0 0 1 ..., but from the longest sample (the last) backwards, so that what is left over is short."""
+    """int64 [S]: 0 1 2 2 1 0 0 1 ..., but from the longest sample (the last) backwards, so that
+    what is left over is short."""
     there_and_back = np.concatenate([np.arange(num_batches), np.arange(num_batches)[::-1]])
     return np.resize(there_and_back, num_samples)[::-1]
 
 
 def split_to_multiple(plan: EpochPlan, multiple: int) -> EpochPlan:
-    """As many more batches as it takes, each by halving the one with the most samples: no rank waits for another's last batch.
+    """As many more batches as it takes, each by halving the one with the most samples: no rank
+    waits for another's last batch.
 
     Raises ValueError where there are fewer samples than `multiple`.
     """
@@ -91,9 +99,11 @@ def split_to_multiple(plan: EpochPlan, multiple: int) -> EpochPlan:
 
 
 class TokenBudgetSampler(Sampler[list[int]]):
-    """This rank's batches of an epoch: every `world_size`-th of all, so that all ranks take equally many.
+    """This rank's batches of an epoch: every `world_size`-th of all, so that all ranks take equally
+    many.
 
-    num_tokens_S: int32 [S]. max_tokens: tokens of a batch, padding included. InputError where a sample or the data do not fit.
+    num_tokens_S: int32 [S]. max_tokens: tokens of a batch, padding included. InputError where a
+        sample or the data do not fit.
     """
 
     def __init__(
@@ -116,7 +126,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
             self.plan = split_to_multiple(plan, world_size)
         except ValueError as error:
             raise InputError(f"data: {error}; use fewer ranks") from None
-        # Padding makes the samples of a batch as long as its longest; the last of a batch is the longest in a padded plan.
+        # Padding makes the samples of a batch as long as its longest; the last of a batch is the
+        # longest in a padded plan.
         sizes_B = np.diff(self.plan.ends_B, prepend=0)
         processed = (
             sorted_S.sum() if flattened else (sizes_B * sorted_S[self.plan.ends_B - 1]).sum()

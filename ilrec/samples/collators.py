@@ -1,4 +1,5 @@
-"""Samples -> tensors: padded on the right to train, flattened into one row to train without padding, prompts to rank.
+"""Samples -> tensors: padded on the right to train, flattened into one row to train without
+padding, prompts to rank.
 
 Shapes: B batch, T sequence (padded).
 """
@@ -17,7 +18,8 @@ from ilrec.samples.prefixes import IGNORE_INDEX
 
 
 class TrainingCollator:
-    """Samples -> int64 tensors, padded on the right, where causal attention never looks back from a real token.
+    """Samples -> int64 tensors, padded on the right, where causal attention never looks back from a
+    real token.
 
     input_ids, attention_mask, labels [B, T].
     """
@@ -35,9 +37,11 @@ class TrainingCollator:
 
 
 def flattening_collator(boundaries: bool) -> DataCollatorWithFlattening:
-    """Samples -> one row [1, T] without padding: input_ids, labels, position_ids from 0 in each sample, no attention_mask.
+    """Samples -> one row [1, T] without padding: input_ids, labels, position_ids from 0 in each
+    sample, no attention_mask.
 
-    boundaries: also where each sample begins and ends, for flash_attention_2, which otherwise searches position_ids for it.
+    boundaries: also where each sample begins and ends, for flash_attention_2, which otherwise
+        searches position_ids for it.
     """
     return DataCollatorWithFlattening(
         return_tensors="pt", separator_id=IGNORE_INDEX, return_flash_attn_kwargs=boundaries
@@ -45,7 +49,8 @@ def flattening_collator(boundaries: bool) -> DataCollatorWithFlattening:
 
 
 class PromptCollator:
-    """Evaluation samples -> prompts without their responses, int64, padded on the left, so that all end together.
+    """Evaluation samples -> prompts without their responses, int64, padded on the left, so that all
+    end together.
 
     input_ids, attention_mask [B, T]; target_item [B].
     """

@@ -1,7 +1,8 @@
 """Items' texts -> token ids, each item once, kept in a cache for the next run and the other ranks.
 
-The cache lies under HF_HOME (Hugging Face's own environment variable; ~/.cache/huggingface where it is not set), in ilrec/. A
-file's name is a hash of the texts and of the whole tokenizer: where either changes, the name does.
+The cache lies under HF_HOME (Hugging Face's own environment variable; ~/.cache/huggingface where it
+is not set), in ilrec/. A file's name is a hash of the texts and of the whole tokenizer: where
+either changes, the name does.
 """
 
 from __future__ import annotations

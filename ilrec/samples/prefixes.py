@@ -1,8 +1,9 @@
 """Histories -> token ids: samples for training and ranking.
 
-A sample is prompt_ids(history) + response_ids(target) in training and in ranking alike, token for token. Every piece of text is
-tokenized once, when the builder is made; a sample only joins lists of ids, when it is asked for. Under `supervision: every_item`
-one sample has several targets (windows.py): what separates two items then also follows the last of a prompt, so that a prompt is
+A sample is prompt_ids(history) + response_ids(target) in training and in ranking alike, token for
+token. Every piece of text is tokenized once, when the builder is made; a sample only joins lists of
+ids, when it is asked for. Under `supervision: every_item` one sample has several targets
+(windows.py): what separates two items then also follows the last of a prompt, so that a prompt is
 the beginning of a longer one.
 
 Shapes: I items of the catalogue, E interactions in the flat array of all users, S samples.
@@ -27,7 +28,8 @@ from ilrec.samples.text_tokens import inside_text
 
 # The label that the loss skips: PyTorch's convention, which the vocabulary operation shares.
 IGNORE_INDEX = -100
-# Lengths are computed for this many users at once: what is held meanwhile does not grow with the data.
+# Lengths are computed for this many users at once: what is held meanwhile does not grow with the
+# data.
 USERS_AT_ONCE = 50_000
 # Characters of an item's text in a message: enough to find it by.
 MAX_SHOWN = 100
@@ -37,9 +39,10 @@ logger = logging.getLogger(__name__)
 class SampleBuilder:
     """Renders histories and items as token ids for one tokenizer, which has prompt.new_tokens().
 
-    max_length: tokens of prompt and longest response; a history that does not fit loses its oldest items.
-    every_item: an item is followed by the separator alone, or by the end token and the separator where one item's tokens begin
-    another's; there is no suffix.
+    max_length: tokens of prompt and longest response; a history that does not fit loses its oldest
+        items.
+    every_item: an item is followed by the separator alone, or by the end token and the separator
+    where one item's tokens begin another's; there is no suffix.
     Raises InputError where the tokenizer lacks a token or mixes up items, or a history of one item
     may not fit.
     """
@@ -92,12 +95,14 @@ class SampleBuilder:
         return sorted({*np.unique(self.item_ids.values).tolist(), *self.end})
 
     def tokens_before(self, items_E: np.ndarray) -> np.ndarray:
-        """int64 [E + 1]: tokens of the items before each place of a flat array of items, each with the separator after it."""
+        """int64 [E + 1]: tokens of the items before each place of a flat array of items, each with
+        the separator after it."""
         costs_I = self.item_ids.lengths + len(self.separator)
         return np.concatenate([[0], np.cumsum(costs_I[items_E])])
 
     def prompt_ids(self, history: Sequence[int] | np.ndarray) -> list[int]:
-        """The history, item numbers with the oldest first, as a prompt: its newest items, as many as fit."""
+        """The history, item numbers with the oldest first, as a prompt: its newest items, as many
+        as fit."""
         newest = list(history[-self.max_history_items :])
         begin, room = len(newest), self.num_history_tokens + len(self.separator)
         while begin > 0 and room >= (
@@ -112,7 +117,8 @@ class SampleBuilder:
         return ids + self.suffix
 
     def sample(self, history: Sequence[int] | np.ndarray, target: int) -> dict[str, Any]:
-        """input_ids and labels (IGNORE_INDEX on the prompt), lists of equal length. items: whole history and target."""
+        """input_ids and labels (IGNORE_INDEX on the prompt), lists of equal length. items: whole
+        history and target."""
         prompt, response = self.prompt_ids(history), self.response_ids(target)
         return {
             "input_ids": prompt + response,
@@ -124,7 +130,8 @@ class SampleBuilder:
     def window(
         self, sequence: Sequence[int] | np.ndarray, begin: int, first: int, end: int
     ) -> dict[str, Any]:
-        """Under every_item: items [begin, end) of a user, of which [first, end) are targets. items: all of the user's up to `end`."""
+        """Under every_item: items [begin, end) of a user, of which [first, end) are targets. items:
+        all of the user's up to `end`."""
         ids, labels = list(self.prefix), [IGNORE_INDEX] * len(self.prefix)
         for place in range(begin, end):
             if place > begin:
@@ -147,7 +154,8 @@ def _shortened(text: str) -> str:
 
 
 def _one_begins_another(sequences: Ragged) -> bool:
-    """Whether a sequence is the beginning of a longer one. In lexicographic order such a pair has one side by side."""
+    """Whether a sequence is the beginning of a longer one. In lexicographic order such a pair has
+    one side by side."""
     ordered = sorted(
         sequence.astype(">i4").tobytes() for sequence in sequences
     )  # bytes in this order sort as the numbers do
@@ -195,7 +203,8 @@ def require_targets(dataset: InteractionDataset, num_samples: int) -> None:
 
 
 class TrainingSamples(Dataset):
-    """`supervision: last_item`: one sample for each item of a training sequence but the first. Rendered when asked for."""
+    """`supervision: last_item`: one sample for each item of a training sequence but the first.
+    Rendered when asked for."""
 
     def __init__(self, dataset: InteractionDataset, builder: SampleBuilder) -> None:
         self.sequences, self.builder = dataset.training_sequences(), builder
@@ -244,7 +253,8 @@ class TrainingSamples(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """One sample per user (of `users`), in the order of the dataset's users: the target of `split` ("valid" or "test")."""
+    """One sample per user (of `users`), in the order of the dataset's users: the target of `split`
+    ("valid" or "test")."""
 
     def __init__(
         self,

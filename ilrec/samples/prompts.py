@@ -1,7 +1,7 @@
 """How a history and an item are written: prefix, items joined by the separator, suffix; the target.
 
-One contract for training and ranking. Each piece is tokenised by itself, so that a text starts with the space that sets
-it apart from the one before and never ends with one.
+One contract for training and ranking. Each piece is tokenised by itself, so that a text starts with
+the space that sets it apart from the one before and never ends with one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 class Prompt(Protocol):
-    """One item format with its wording. An empty prefix, separator or suffix is allowed: tokens cost compute."""
+    """One item format with its wording. An empty prefix, separator or suffix is allowed: tokens
+    cost compute."""
 
     prefix: str
     separator: str
@@ -61,7 +62,8 @@ class Wording:
 
 
 class TitlePrompt:
-    """Items by quoted title (BIGRec, Bao et al. 2023). Items with the same title cannot be told apart.
+    """Items by quoted title (BIGRec, Bao et al. 2023). Items with the same title cannot be told
+    apart.
 
     Titles that differ in case, further spaces or the form of their characters (NFKC) alone count as
     the same where the tokenizer writes them alike. Raises InputError where an item has no title.

@@ -1,4 +1,5 @@
-"""The recommendation task of one data directory: interactions, items as text, samples and trie for a tokenizer.
+"""The recommendation task of one data directory: interactions, items as text, samples and trie for
+a tokenizer.
 
 Training and ranking both start here, so that both render users and items in the same way.
 """
@@ -65,15 +66,17 @@ class RecommendationTask:
         }
 
     def write_item_index(self, path: str | Path) -> None:
-        """The semantic IDs that the model was trained with, so that ranking does not depend on the data directory's."""
+        """The semantic IDs that the model was trained with, so that ranking does not depend on the
+        data directory's."""
         if self.semantic_ids is not None:
             write_semantic_ids(path, self.dataset.item_ids, self.semantic_ids)
 
     def check_learned_index(self, path: Path) -> None:
-        """`path`: the item_index.json beside the model that training starts from, which says what its tokens mean.
+        """`path`: the item_index.json beside the model that training starts from, which says what
+        its tokens mean.
 
-        Raises InputError where it gives the same items other semantic IDs. Another catalogue, which may use some of the same
-        names, is warned of.
+        Raises InputError where it gives the same items other semantic IDs. Another catalogue, which
+        may use some of the same names, is warned of.
         """
         if self.semantic_ids is None or not path.exists():
             return
@@ -100,7 +103,8 @@ class RecommendationTask:
 
 
 def load_task(config: DataConfig) -> RecommendationTask:
-    """Read interactions and items. Raises InputError for what is missing, malformed or contradictory in them."""
+    """Read interactions and items. Raises InputError for what is missing, malformed or
+    contradictory in them."""
     dataset = read_interactions(config.data, config.k_core)
     wording = Wording(config.prompt_prefix, config.prompt_separator, config.prompt_suffix)
     if config.item_format == "title":

@@ -1,10 +1,14 @@
-"""One sequence per user instead of one sample per prefix: every item after the first is a target, and sees those before it.
+"""One sequence per user instead of one sample per prefix: every item after the first is a target,
+and sees those before it.
 
-The history of a user is encoded once, not once for each of its prefixes. A sequence too long for a sample is cut into windows that
-overlap by half: an item is a target once, with up to max_history_items before it, and at least half a window of them.
-What a target sees is token for token what ranking would show for the same history (`SampleBuilder.prompt_ids`).
+The history of a user is encoded once, not once for each of its prefixes. A sequence too long for a
+sample is cut into windows that
+overlap by half: an item is a target once, with up to max_history_items before it, and at least half
+a window of them. What a target sees is token for token what ranking would show for the same history
+(`SampleBuilder.prompt_ids`).
 
-Shapes: E interactions in the flat array of all users, U users, A users whose sequence is not yet cut to its end, W windows.
+Shapes: E interactions in the flat array of all users, U users, A users whose sequence is not yet
+    cut to its end, W windows.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from ilrec.samples.prefixes import SampleBuilder, require_targets
 
 
 class TrainingWindows(Dataset):
-    """`supervision: every_item`: each item of a training sequence but the first is a target once."""
+    """`supervision: every_item`: each item of a training sequence but the first is a target
+    once."""
 
     def __init__(self, dataset: InteractionDataset, builder: SampleBuilder) -> None:
         self.sequences, self.builder = dataset.training_sequences(), builder
@@ -51,10 +56,12 @@ class TrainingWindows(Dataset):
 def cut_windows(
     sequences: Ragged, before_E1: np.ndarray, max_items: int, max_tokens: int
 ) -> np.ndarray:
-    """int32 [W, 4]: user, begin, first target and end of each window, places within the user's sequence; by user, oldest first.
+    """int32 [W, 4]: user, begin, first target and end of each window, places within the user's
+    sequence; by user, oldest first.
 
-    before_E1: tokens before each place of sequences.values. By hand, 7 items of 1 token, windows of 4: targets 1-3 in items
-    0-3, 4-5 in 2-5, and 6 in 4-6. All users' first windows are cut at once, then all second ones, ...
+    before_E1: tokens before each place of sequences.values. By hand, 7 items of 1 token, windows of
+    4: targets 1-3 in items 0-3, 4-5 in 2-5, and 6 in 4-6. All users' first windows are cut at once,
+        then all second ones, ...
     """
     user_A = np.flatnonzero(sequences.lengths > 1)
     begin_A, first_A = sequences.starts[user_A], sequences.starts[user_A] + 1

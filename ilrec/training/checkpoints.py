@@ -1,7 +1,9 @@
-"""Checkpoints, and final/, that are complete or not there: written beside, flushed, described by a manifest, renamed into place.
+"""Checkpoints, and final/, that are complete or not there: written beside, flushed, described by a
+manifest, renamed into place.
 
-A checkpoint is OUTPUT_DIR/checkpoint-N with a manifest: its files with sizes and SHA-256, the step, the
-number of ranks, and the run's identity (ilrec/training/identity.py). One that the run did not finish lies under
+A checkpoint is OUTPUT_DIR/checkpoint-N with a manifest: its files with sizes and SHA-256, the step,
+the number of ranks, and the run's identity (ilrec/training/identity.py). One that the run did not
+finish lies under
 OUTPUT_DIR/.saving and never has that name; one that was damaged
 later does not fit its manifest. Neither is resumed from. Ranks share the output directory.
 """
@@ -51,7 +53,8 @@ ANEW = (
     "OUTPUT_DIR/earlier-N"
 )
 LOCK = ".lock"
-# What writers say beside ENOSPC where a disk is full: torch's zip writer and safetensors keep the errno to themselves.
+# What writers say beside ENOSPC where a disk is full: torch's zip writer and safetensors keep the
+# errno to themselves.
 WRITE_FAILED = (
     "file write failed",
     "unexpected pos",
@@ -62,7 +65,8 @@ logger = logging.getLogger(__name__)
 
 
 class RunLock:
-    """One run at a time in an output directory: rank 0 holds the lock until its process ends, however it ends."""
+    """One run at a time in an output directory: rank 0 holds the lock until its process ends,
+    however it ends."""
 
     def __init__(self, output_dir: str | Path) -> None:
         """Raises InputError, naming the holder, where another process has it."""
@@ -99,8 +103,9 @@ def forget_unfinished(output_dir: str | Path) -> None:
 def set_aside(output_dir: str | Path, start: str | None, sources: Iterable[str]) -> None:
     """Move what an earlier run left, and this one does not go on from, to OUTPUT_DIR/earlier-N.
 
-    Left there, checkpoints of an abandoned run would be gone on from, and would count as newer than those
-    that are written now. Every rank calls it before training. start: the checkpoint that is gone on from,
+    Left there, checkpoints of an abandoned run would be gone on from, and would count as newer than
+    those that are written now. Every rank calls it before training. start: the checkpoint that is
+    gone on from,
     None: a fresh start. sources: what this run reads; InputError where it would be moved.
     """
     agreed(lambda: _move(Path(output_dir), _stale(Path(output_dir), start), sources))
@@ -139,8 +144,8 @@ def _move(output_dir: Path, stale: list[Path], sources: Iterable[str]) -> None:
 
 
 def publish(output_dir: str | Path, name: str, facts: Mapping[str, Any]) -> None:
-    """Called by every rank once it has written its part of `.saving/NAME`: make it readable for older servers,
-    flush, describe, rename to OUTPUT_DIR/NAME.
+    """Called by every rank once it has written its part of `.saving/NAME`: make it readable for
+    older servers, flush, describe, rename to OUTPUT_DIR/NAME.
 
     facts: what the manifest holds beside the files; {"step", "identity", ...}.
     """
@@ -163,11 +168,13 @@ def publish(output_dir: str | Path, name: str, facts: Mapping[str, Any]) -> None
 
 
 def find_checkpoint(output_dir: str | Path, resume: str, identity: Mapping[str, Any]) -> str | None:
-    """The checkpoint to resume from, or None to start fresh. `resume`: auto, never, or a checkpoint directory.
+    """The checkpoint to resume from, or None to start fresh. `resume`: auto, never, or a checkpoint
+    directory.
 
-    Every rank calls it; they read the files together, each its share, and agree. auto skips incomplete and damaged ones with a
-    warning that says why; a named one must be complete. identity: of this run; a checkpoint of another is
-    refused before its files are read, and so is, under auto, another run's final/. Raises InputError.
+    Every rank calls it; they read the files together, each its share, and agree. auto skips
+    incomplete and damaged ones with a warning that says why; a named one must be complete.
+    identity: of this run; a checkpoint of another is refused before its files are read, and so is,
+        under auto, another run's final/. Raises InputError.
     """
     if resume == "never":
         return None
@@ -186,7 +193,8 @@ def find_checkpoint(output_dir: str | Path, resume: str, identity: Mapping[str, 
 
 
 def find_fault(checkpoint: Path) -> str:
-    """Why this is no complete checkpoint, or "". Every rank reads its share of the files; all get the same answer."""
+    """Why this is no complete checkpoint, or "". Every rank reads its share of the files; all get
+    the same answer."""
     fault, expected = agreed(lambda: _read_manifest(checkpoint))
     faults = shared_work(
         sorted(expected), lambda file: _file_fault(checkpoint / file, *expected[file])
@@ -202,7 +210,8 @@ def ranks_of(checkpoint: str | Path) -> int:
 
 
 def require_base(checkpoint: str | Path, base: Mapping[str, Any]) -> None:
-    """base: {"name", "weights"} now. One in the run's directory may have been made anew by another library."""
+    """base: {"name", "weights"} now. One in the run's directory may have been made anew by another
+    library."""
     recorded = read_json(Path(checkpoint) / MANIFEST).get("base")
     if recorded and base and recorded["weights"] != base["weights"]:
         raise InputError(
@@ -213,7 +222,8 @@ def require_base(checkpoint: str | Path, base: Mapping[str, Any]) -> None:
 
 
 def remove_old(output_dir: str | Path, limit: int) -> None:
-    """Rank 0: all but the newest `limit` checkpoints with a manifest, and those without one; the newest stays whatever the limit."""
+    """Rank 0: all but the newest `limit` checkpoints with a manifest, and those without one; the
+    newest stays whatever the limit."""
     complete = [path for path in _checkpoints(Path(output_dir)) if (path / MANIFEST).exists()]
     if limit <= 0 or not complete:
         return
@@ -225,9 +235,11 @@ def remove_old(output_dir: str | Path, limit: int) -> None:
 
 @contextlib.contextmanager
 def full_disk_is_said(output_dir: str | Path) -> Iterator[None]:
-    """A checkpoint that finds no space is one message; what there is of it lies under .saving until the next start.
+    """A checkpoint that finds no space is one message; what there is of it lies under .saving until
+    the next start.
 
-    torch's and safetensors' writers keep the cause to themselves: their own words are said, too, and the space that is left.
+    torch's and safetensors' writers keep the cause to themselves: their own words are said, too,
+    and the space that is left.
     """
     try:
         yield
@@ -302,8 +314,8 @@ def _read_manifest(checkpoint: Path) -> tuple[str, dict[str, tuple[int, str]]]:
 def _require_same(directory: Path, identity: Mapping[str, Any], is_named: bool) -> None:
     """What decides the result must be what it was: a run that went on otherwise would be neither's.
 
-    What a manifest does not record (an older one) cannot be compared: auto refuses it; for a checkpoint
-    that is named the user answers.
+    What a manifest does not record (an older one) cannot be compared: auto refuses it; for a
+    checkpoint that is named the user answers.
     """
     if _read_manifest(directory)[0]:
         return  # it is skipped or refused for that

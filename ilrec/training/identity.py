@@ -28,8 +28,9 @@ from ilrec.training.together import agreed
 from ilrec.training.zero3 import deciding_settings
 from ilrec.weights.fingerprint import file_fingerprint, weights_fingerprint
 
-# What a run that goes on from a checkpoint may be given anew. Every other field of ilrec/config/sections.py decides
-# the result and is part of the identity, also one that is added later.
+# What a run that goes on from a checkpoint may be given anew. Every other field of
+# ilrec/config/sections.py decides the result and is part of the identity, also one that is added
+# later.
 MAY_CHANGE = frozenset(
     {
         # paths: what lies there counts, by its digest
@@ -39,7 +40,8 @@ MAY_CHANGE = frozenset(
         "semantic_ids",
         "sasrec",
         "output_dir",
-        # how samples are cut into micro-steps and ranks: those of one optimizer step count, together
+        # how samples are cut into micro-steps and ranks: those of one optimizer step count,
+        # together
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "batch_layout",
@@ -94,8 +96,9 @@ def run_identity(
 ) -> dict[str, Any]:
     """{name: value}, JSON alone; of {"path", "sha256"} the digest is compared.
 
-    Every rank calls it, and gets rank 0's contents. variant: what else decides the result, where another
-    program than ilrec/train.py trains. Raises InputError where something that is named is not there.
+    Every rank calls it, and gets rank 0's contents. variant: what else decides the result, where
+    another program than ilrec/train.py trains. Raises InputError where something that is named is
+    not there.
     """
     dtype = str(choose_dtype(config.model.dtype)).removeprefix("torch.")
     deciding = {name: value for name, value in config.flat().items() if name not in MAY_CHANGE}
@@ -113,7 +116,8 @@ def run_identity(
 
 
 def contents(config: TrainConfig) -> dict[str, Any]:
-    """Digests of the model that training starts from, and of the filter; None for what is not used."""
+    """Digests of the model that training starts from, and of the filter; None for what is not
+    used."""
     found: dict[str, Any] = dict.fromkeys(
         ("base", "base_config", "adapter_weights", "adapter_config", "tokenizer", "gguf", "sasrec")
     )
@@ -143,7 +147,8 @@ def contents(config: TrainConfig) -> dict[str, Any]:
 
 
 def model_digest(directory: Path, stem: str = "model") -> str:
-    """Of a model's weights in whatever format; of a hub's repository without them here, its commit."""
+    """Of a model's weights in whatever format; of a hub's repository without them here, its
+    commit."""
     with contextlib.suppress(InputError):  # not in safetensors, or in a dtype that is not merged
         return weights_fingerprint(directory, stem)
     patterns = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
@@ -153,7 +158,8 @@ def model_digest(directory: Path, stem: str = "model") -> str:
 
 
 def base_origin(config: TrainConfig, task: RecommendationTask) -> dict[str, Any]:
-    """What a model that is written into the run's directory (from scratch, from GGUF) is made of."""
+    """What a model that is written into the run's directory (from scratch, from GGUF) is made
+    of."""
     if config.model.init is None:
         return {"gguf": file_fingerprint(Path(config.model.model))}
     return {

@@ -1,4 +1,5 @@
-"""metrics.jsonl in a run directory: one JSON object a log line, which the Trainer writes and reports read."""
+"""metrics.jsonl in a run directory: one JSON object a log line, which the Trainer writes and
+reports read."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ class IdentifiedCollator:
 
 
 def describe_nonfinite(counts_WK2: list[list[int]]) -> str:
-    """What is NaN or inf, on which rank, and the mend; the lowest layer first, because what goes wrong there goes on upwards."""
+    """What is NaN or inf, on which rank, and the mend; the lowest layer first, because what goes
+    wrong there goes on upwards."""
     num_readout_layers = len(counts_WK2[0]) - 2
     names = [
         "last layer's hidden states",
@@ -60,7 +61,8 @@ def keep_batches(
     step: int,
     output_dir: str | Path,
 ) -> str:
-    """Each bad rank's micro-batch goes to OUTPUT_DIR/nonfinite/; all ranks call it. Returns the sentence that names the samples."""
+    """Each bad rank's micro-batch goes to OUTPUT_DIR/nonfinite/; all ranks call it. Returns the
+    sentence that names the samples."""
     directory = Path(output_dir) / "nonfinite"
     if any(counts_WK2[rank]):
         directory.mkdir(parents=True, exist_ok=True)

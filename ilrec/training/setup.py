@@ -1,4 +1,5 @@
-"""What every program that trains starts with and ends with: model, samples, trainer, run directory, final/."""
+"""What every program that trains starts with and ends with: model, samples, trainer, run directory,
+final/."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ logger = logging.getLogger("ilrec.train")
 
 
 def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingArguments:
-    """The Hugging Face arguments; creating them starts the process group and announces ZeRO-3 to model loading."""
+    """The Hugging Face arguments; creating them starts the process group and announces ZeRO-3 to
+    model loading."""
     fields = {k: v for k, v in dataclasses.asdict(config.training).items() if k != "resume"}
     dtype = choose_dtype(config.model.dtype)
     if config.model.gradient_checkpointing:
@@ -109,7 +111,8 @@ def load_model(
         # A new row that was not trained would not be saved either.
         model = add_adapter(base, config.model, sorted({*new_rows, *learnt.values()}))
     if config.model.gradient_checkpointing:
-        model.enable_input_require_grads()  # frozen embeddings give checkpointed layers nothing to differentiate otherwise
+        # Frozen embeddings give checkpointed layers nothing to differentiate otherwise.
+        model.enable_input_require_grads()
     attach_objective(model, config.objective, item_token_ids)
     zero3.register_token_rows(model)
     return model
@@ -135,7 +138,8 @@ def add_tokens(
 def continuation_collators(
     config: TrainConfig, task: RecommendationTask, builder: SampleBuilder
 ) -> Callable[[Any], Any]:
-    """What adds continuations and their rewards to a collator, where the objective looks at them."""
+    """What adds continuations and their rewards to a collator, where the objective looks at
+    them."""
     if not vocabulary_objective(config.objective).needs_continuations:
         return lambda collate: collate
     if config.objective.reward_weight == 0:
@@ -154,7 +158,8 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> ILRecTrainer:
-    """Samples in batches: of a number of samples, or by token budget, padded or flattened. facts: for checkpoints' manifests."""
+    """Samples in batches: of a number of samples, or by token budget, padded or flattened. facts:
+    for checkpoints' manifests."""
     samples = task.training_samples(builder)
     log_sizes(model, samples, task)
     with_continuations = continuation_collators(config, task, builder)
@@ -235,7 +240,8 @@ def places_read(config: ModelConfig) -> list[str]:
 def find_source(
     config: TrainConfig, task: RecommendationTask, arguments: TrainingArguments
 ) -> ModelSource:
-    """The model to start from; one from scratch or from GGUF is first written as a directory, by one process."""
+    """The model to start from; one from scratch or from GGUF is first written as a directory, by
+    one process."""
     if not is_materialised(config.model):
         source = find_model(config.model.model, config.model.base)
         check_source(source)
@@ -270,7 +276,8 @@ def write_run_directory(
 def save_final(
     trainer: Trainer, config: TrainConfig, task: RecommendationTask, facts: Mapping[str, Any]
 ) -> None:
-    """final/: model or adapter, tokenizer, and what ranking needs to render users and items the same way; all of it or nothing."""
+    """final/: model or adapter, tokenizer, and what ranking needs to render users and items the
+    same way; all of it or nothing."""
     output_dir = config.training.output_dir
     directory = staging(output_dir) / FINAL
     with full_disk_is_said(output_dir):

@@ -1,7 +1,8 @@
-"""Asked to stop: SIGTERM or SIGUSR1 ends the step, a checkpoint is written, and the run leaves with STOPPED.
+"""Asked to stop: SIGTERM or SIGUSR1 ends the step, a checkpoint is written, and the run leaves with
+STOPPED.
 
-A launcher also sends SIGTERM to the ranks that are left when one has died. Those wait for it in a collective operation, where Python
-runs no handler; a thread that wakes up at the signal ends them.
+A launcher also sends SIGTERM to the ranks that are left when one has died. Those wait for it in a
+collective operation, where Python runs no handler; a thread that wakes up at the signal ends them.
 """
 
 from __future__ import annotations

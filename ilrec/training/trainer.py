@@ -1,7 +1,8 @@
 """ILRecTrainer: the seams between the Hugging Face Trainer and the ILRec objective.
 
-The Trainer does the loop, DeepSpeed, schedules and what is in a checkpoint. Here: the loss terms are counted and logged over the
-global batch, what is saved is checked and published whole, and the run directory is kept readable (metrics.jsonl).
+The Trainer does the loop, DeepSpeed, schedules and what is in a checkpoint. Here: the loss terms
+are counted and logged over the global batch, what is saved is checked and published whole, and the
+run directory is kept readable (metrics.jsonl).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from ilrec.training.zero3 import check_saved
 
 
 class ILRecTrainer(Trainer):
-    """Trainer whose log lines carry the three loss terms and the hard negatives per supervised token."""
+    """Trainer whose log lines carry the three loss terms and the hard negatives per supervised
+    token."""
 
     def __init__(
         self,
@@ -37,7 +39,8 @@ class ILRecTrainer(Trainer):
         facts: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """batch_sampler: this rank's batches by token budget, collated by batch_collator; None: the Trainer's own batches.
+        """batch_sampler: this rank's batches by token budget, collated by batch_collator; None: the
+        Trainer's own batches.
 
         facts: what a checkpoint's manifest says of the run (checkpoints.py).
         """
@@ -51,7 +54,8 @@ class ILRecTrainer(Trainer):
         self.add_callback(RunDirectory())
 
     def get_train_dataloader(self) -> DataLoader:
-        """Token-budget batches are sharded already, hence not prepared by accelerate, which would shard them again."""
+        """Token-budget batches are sharded already, hence not prepared by accelerate, which would
+        shard them again."""
         if self.batch_sampler is None:
             return super().get_train_dataloader()
         return EpochLoader(
@@ -82,7 +86,8 @@ class ILRecTrainer(Trainer):
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
     def _require_finite(self, nonfinite_K2: Tensor, inputs: dict[str, Any], training: bool) -> None:
-        """InputError on all ranks alike, before any gradient of it is used. Every rank calls it for every micro-batch: it gathers."""
+        """InputError on all ranks alike, before any gradient of it is used. Every rank calls it for
+        every micro-batch: it gathers."""
         counts_WK2 = self.accelerator.gather(nonfinite_K2[None]).tolist()
         if any(map(any, counts_WK2)):
             step = self.state.global_step
@@ -138,13 +143,15 @@ def _means(sums: Tensor) -> dict[str, float]:
 
 
 class RunDirectory(TrainerCallback):
-    """metrics.jsonl: one line per log; every checkpoint has one, and nothing that is counted for the next waits in it."""
+    """metrics.jsonl: one line per log; every checkpoint has one, and nothing that is counted for
+    the next waits in it."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The steps that this run repeats, or all of a fresh one, are not there twice."""
-        # The Trainer would keep to the checkpoint's steps between log lines, evaluations and checkpoints.
+        # The Trainer would keep to the checkpoint's steps between log lines, evaluations and
+        # checkpoints.
         state.compute_steps(args, state.max_steps)
         if state.global_step > state.max_steps:
             raise InputError(

@@ -1,4 +1,5 @@
-"""What ZeRO needs beside the Trainer: sharded loading, token rows, another number of ranks, a check that nothing was saved empty.
+"""What ZeRO needs beside the Trainer: sharded loading, token rows, another number of ranks, a check
+that nothing was saved empty.
 
 The only file that imports deepspeed, and only inside functions: `import ilrec` works without it.
 """
@@ -42,8 +43,9 @@ BATCH_KEYS = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "gradient_clipping": "max_grad_norm",
 }
-# Keys that leave the result as it is but for rounding, or that are compared with the recipe: batch, logging,
-# and how ZeRO moves and keeps its shards. All others are part of what a checkpoint is known by.
+# Keys that leave the result as it is but for rounding, or that are compared with the recipe: batch,
+# logging, and how ZeRO moves and keeps its shards. All others are part of what a checkpoint is
+# known by.
 DS_MAY_CHANGE = frozenset(
     {
         *BATCH_KEYS,
@@ -97,7 +99,8 @@ CONVERT = (
 
 
 def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_size: int) -> dict:
-    """The DeepSpeed configuration, checked against the recipe's settings: `auto` wherever the recipe decides.
+    """The DeepSpeed configuration, checked against the recipe's settings: `auto` wherever the
+    recipe decides.
 
     Raises InputError naming file, key, both values and the mend, before any process group exists.
     """
@@ -133,7 +136,8 @@ def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_s
 
 
 def deciding_settings(ds_config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of DeepSpeed's configuration decides the result. `auto` is left out: the recipe decides it.
+    """What of DeepSpeed's configuration decides the result. `auto` is left out: the recipe decides
+    it.
 
     zero_stage None: no DeepSpeed, whose checkpoints are of another kind.
     """
@@ -153,7 +157,8 @@ def _deciding(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_sections(path: str | Path, config: dict) -> None:
-    """What DeepSpeed would pass over (a name that it does not know) or end in a traceback for, once all ranks have started."""
+    """What DeepSpeed would pass over (a name that it does not know) or end in a traceback for, once
+    all ranks have started."""
     for name in config:
         meant = difflib.get_close_matches(name, KNOWN_KEYS, n=1, cutoff=0.85)
         if meant and name not in KNOWN_KEYS:
@@ -190,7 +195,8 @@ def prepare_environment() -> None:
 
 @contextlib.contextmanager
 def unsharded(arguments: TrainingArguments) -> Iterator[None]:
-    """Inside, models are loaded whole on this rank alone: sharded loading is collective and would wait for the others."""
+    """Inside, models are loaded whole on this rank alone: sharded loading is collective and would
+    wait for the others."""
     if not is_deepspeed_zero3_enabled():
         yield
         return
@@ -202,19 +208,22 @@ def unsharded(arguments: TrainingArguments) -> Iterator[None]:
 
 
 def prepare_sharded_loading() -> None:
-    """Call once the Trainer's arguments exist (they start the process group) and before a model is loaded."""
+    """Call once the Trainer's arguments exist (they start the process group) and before a model is
+    loaded."""
     if not is_deepspeed_zero3_enabled():
         return
     import deepspeed
 
     warn_of_compile_locks()
-    # On the CPU accelerate starts torch's process group only; DeepSpeed, unaware of it, would shard for a world of one.
+    # On the CPU accelerate starts torch's process group only; DeepSpeed, unaware of it, would shard
+    # for a world of one.
     deepspeed.init_distributed()
 
     def collect(
         layer: TrainableTokensLayer, weight: Tensor, rows: list[int], embed_dim: int
     ) -> Tensor:
-        """peft (0.21) reads the rows to train through CUDA only. Here all ranks gather, so any device will do."""
+        """peft (0.21) reads the rows to train through CUDA only. Here all ranks gather, so any
+        device will do."""
         with deepspeed.zero.GatheredParameters([weight]):
             return weight[rows].clone()
 
@@ -222,7 +231,8 @@ def prepare_sharded_loading() -> None:
 
 
 def warn_of_compile_locks() -> None:
-    """A process that was killed while it compiled an extension leaves its lock, and all later ones wait for it without a word."""
+    """A process that was killed while it compiled an extension leaves its lock, and all later ones
+    wait for it without a word."""
     from torch.utils.cpp_extension import get_default_build_root  # which imports setuptools
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
@@ -237,8 +247,8 @@ def warn_of_compile_locks() -> None:
 def register_token_rows(model: nn.Module) -> None:
     """Tell ZeRO-3 which weights a token-row layer reads without calling the module that owns them.
 
-    Not as ZeRO-3 leaf modules: those reduce their gradients when the module's own backward ends, which loses the share of
-    rows that the embedding and a tied head train together.
+    Not as ZeRO-3 leaf modules: those reduce their gradients when the module's own backward ends,
+    which loses the share of rows that the embedding and a tied head train together.
     """
     if not is_deepspeed_zero3_enabled():
         return
@@ -252,9 +262,11 @@ def register_token_rows(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def weights_only(checkpoint: str | None) -> Iterator[None]:
-    """Inside, nothing that a checkpoint holds is run: torch.load opens data alone, whatever a library asks it for.
+    """Inside, nothing that a checkpoint holds is run: torch.load opens data alone, whatever a
+    library asks it for.
 
-    DeepSpeed opens its files as full pickles, which may hold any code. Raises InputError where one holds what training did not write.
+    DeepSpeed opens its files as full pickles, which may hold any code. Raises InputError where one
+    holds what training did not write.
     """
     if checkpoint is None:
         yield
@@ -278,9 +290,11 @@ def weights_only(checkpoint: str | None) -> Iterator[None]:
 
 
 def allow_state_classes() -> None:
-    """The classes in DeepSpeed's optimizer states (0.19), all of them plain data. Call before states are written, too.
+    """The classes in DeepSpeed's optimizer states (0.19), all of them plain data. Call before
+    states are written, too.
 
-    Python 3.11.0 to 3.11.3 pickle an enum's member through getattr, which no file that is opened as data may name; here by value.
+    Python 3.11.0 to 3.11.3 pickle an enum's member through getattr, which no file that is opened as
+    data may name; here by value.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -293,9 +307,11 @@ def allow_state_classes() -> None:
 
 
 def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
-    """Let DeepSpeed resume from a checkpoint of another number of ranks: its universal form, made once, beside the shards.
+    """Let DeepSpeed resume from a checkpoint of another number of ranks: its universal form, made
+    once, beside the shards.
 
-    All ranks call it, after the arguments exist and before the Trainer does. Raises InputError where the conversion fails.
+    All ranks call it, after the arguments exist and before the Trainer does. Raises InputError
+    where the conversion fails.
     """
     folder = next(Path(checkpoint).glob("global_step*[0-9]"), None)
     if folder is None:
@@ -305,7 +321,8 @@ def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
     universal = folder.with_name(folder.name + UNIVERSAL)
     if arguments.process_index == 0 and not (Path(checkpoint) / "latest_universal").exists():
         shutil.rmtree(universal, ignore_errors=True)
-        # inject_missing_state: what ZeRO-1 and 2 leave out where the trainer is not DeepSpeed's own.
+        # inject_missing_state: what ZeRO-1 and 2 leave out where the trainer is not DeepSpeed's
+        # own.
         made = subprocess.run(
             [
                 sys.executable,
@@ -337,7 +354,8 @@ def load_for_other_ranks(checkpoint: str, arguments: TrainingArguments) -> None:
 
 
 def consolidated_adapter(checkpoint: Path) -> dict[str, Tensor]:
-    """The trained tensors of a ZeRO-2 or ZeRO-3 checkpoint, in float32 on the CPU, under the names of peft's adapter files."""
+    """The trained tensors of a ZeRO-2 or ZeRO-3 checkpoint, in float32 on the CPU, under the names
+    of peft's adapter files."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with weights_only(str(checkpoint)):
@@ -356,7 +374,8 @@ def consolidated_adapter(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def check_saved(directory: str | Path) -> None:
-    """Raises RuntimeError when a saved tensor is empty (the usual ZeRO-3 and LoRA accident) or nothing was saved."""
+    """Raises RuntimeError when a saved tensor is empty (the usual ZeRO-3 and LoRA accident) or
+    nothing was saved."""
     files = sorted(Path(directory).glob("*.safetensors"))
     if not files:
         raise RuntimeError(f"{directory}: no weights were saved")

@@ -1,4 +1,5 @@
-"""Which weights a model has, told apart without reading them whole. A run records it; going on and merging compare."""
+"""Which weights a model has, told apart without reading them whole. A run records it; going on and
+merging compare."""
 
 from __future__ import annotations
 
@@ -11,14 +12,17 @@ import torch
 from ilrec.errors import InputError
 from ilrec.weights.tensor_files import StoredTensor, read_tensors
 
-# Of each tensor: two fine-tuned versions of a model differ in every matrix, and a file is not read for more than its header.
+# Of each tensor: two fine-tuned versions of a model differ in every matrix, and a file is not read
+# for more than its header.
 SAMPLE_BYTES = 1024
-# Of a file of another format: so many blocks, evenly spaced, both ends among them. A smaller one is read whole.
+# Of a file of another format: so many blocks, evenly spaced, both ends among them. A smaller one is
+# read whole.
 NUM_BLOCKS, BLOCK_BYTES = 256, 4096
 
 
 def weights_fingerprint(directory: Path, stem: str = "model") -> str:
-    """SHA-256 over every tensor's name, dtype, shape and the rows in its middle, about 1 KiB. InputError: no safetensors there."""
+    """SHA-256 over every tensor's name, dtype, shape and the rows in its middle, about 1 KiB.
+    InputError: no safetensors there."""
     digest = hashlib.sha256()
     for name, tensor in sorted(read_tensors(directory, stem).items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())

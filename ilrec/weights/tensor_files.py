@@ -1,8 +1,9 @@
 """safetensors files read and written a block of rows at a time, without mapping them into memory.
 
-The format: 8 bytes with the length of a JSON header, the header ({name: dtype, shape, data_offsets}), the data
-(https://huggingface.co/docs/safetensors, "Format"). The safetensors package maps whole files, which counts as memory under a
-limit; blocks that are read and written at their offset do not, and several threads may do so at once.
+The format: 8 bytes with the length of a JSON header, the header ({name: dtype, shape,
+data_offsets}), the data (https://huggingface.co/docs/safetensors, "Format"). The safetensors
+package maps whole files, which counts as memory under a limit; blocks that are read and written at
+their offset do not, and several threads may do so at once.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ def _stored(path: Path, name: str, entry: Mapping, begin: int) -> StoredTensor:
 
 
 def read_tensors(directory: Path, stem: str = "model") -> dict[str, StoredTensor]:
-    """All tensors of a model directory: {stem}.safetensors, or the shards that {stem}.safetensors.index.json names.
+    """All tensors of a model directory: {stem}.safetensors, or the shards that
+    {stem}.safetensors.index.json names.
 
     Raises InputError where there are none, a shard lacks one that the index names, or one is empty.
     """
@@ -170,7 +172,8 @@ def read_tensors(directory: Path, stem: str = "model") -> dict[str, StoredTensor
 
 
 def holds_another_head(tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether there is a head whose values are not the embedding's: such a model is not tied, whatever its config.json says."""
+    """Whether there is a head whose values are not the embedding's: such a model is not tied,
+    whatever its config.json says."""
     embedding, head = (
         next((tensors[name] for name in tensors if name.endswith(EMBEDDING)), None),
         tensors.get(HEAD),
@@ -213,7 +216,8 @@ class NewTensor:
 
 
 class TensorWriter:
-    """A model's files, allocated whole at once (a full disk is noticed before the work) and filled in any order, by any thread."""
+    """A model's files, allocated whole at once (a full disk is noticed before the work) and filled
+    in any order, by any thread."""
 
     def __init__(
         self, directory: Path, tensors: Iterable[NewTensor], max_shard_bytes: int | None = None
@@ -281,7 +285,8 @@ class TensorWriter:
 
 
 def _shards(tensors: list[NewTensor], max_shard_bytes: int) -> list[list[NewTensor]]:
-    """In their order; a tensor larger than a shard has its own. Within a shard the widest dtype first: data stays aligned."""
+    """In their order; a tensor larger than a shard has its own. Within a shard the widest dtype
+    first: data stays aligned."""
     shards: list[list[NewTensor]] = [[]]
     for tensor in tensors:
         if (

@@ -1,7 +1,7 @@
 """The SLURM templates on a real SLURM of three nodes on this machine, in jobs of two.
 
-Each node has its own network namespace, so that localhost as the master's address fails as on a cluster. Needs root and Debian's
-packages (start.sh installs them): `make test-cluster`.
+Each node has its own network namespace, so that localhost as the master's address fails as on a
+cluster. Needs root and Debian's packages (start.sh installs them): `make test-cluster`.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ def test_a_stage_that_fails_stops_the_chain(lab, runs):
 
 
 def test_preempted_it_goes_on_where_it_was(lab, runs):
-    """A job of a higher partition wants the nodes: USR1, a checkpoint, back into the queue, and on to the end."""
+    """A job of a higher partition wants the nodes: USR1, a checkpoint, back into the queue, and on
+    to the end."""
     job = lab.submit("stage1", runs, *FIELDS, "--max_steps", "60", "--save_steps", "1000")
     lab.wait_until(lambda: len(steps(runs / "stage1")) >= 3, job)
     words = (
@@ -202,7 +203,8 @@ def test_preempted_it_goes_on_where_it_was(lab, runs):
 
 
 def test_a_node_that_dies_does_not_end_the_run(lab, runs):
-    """SIGKILL to all that runs on node2, slurmd too, in the middle of a step: the job goes on from its checkpoint on the third node."""
+    """SIGKILL to all that runs on node2, slurmd too, in the middle of a step: the job goes on from
+    its checkpoint on the third node."""
     job = lab.submit("stage1", runs, *FIELDS, "--max_steps", "40", "--save_steps", "10")
     lab.wait_until(lambda: len(steps(runs / "stage1")) >= 12, job)
     assert "NodeList=node[1-2]" in lab.call("scontrol", "show", "job", job)

@@ -1,4 +1,5 @@
-"""SASRec: causality, padding, the windows by hand, that it learns what can be learnt, and that it survives the disk."""
+"""SASRec: causality, padding, the windows by hand, that it learns what can be learnt, and that it
+survives the disk."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def test_a_state_sees_the_past_only(model: SASRec):
 
 
 def test_padding_changes_nothing(model: SASRec):
-    """A history alone, beside a longer one (so padded), and with items before the oldest that is read."""
+    """A history alone, beside a longer one (so padded), and with items before the oldest that is
+    read."""
     alone = model.item_probabilities([[3, 4]])
     padded = model.item_probabilities([[3, 4], [1, 2, 3, 4, 5]])[:1]
     torch.testing.assert_close(padded, alone)
@@ -83,9 +85,11 @@ def test_probabilities_sum_to_one_and_ignore_dropout(model: SASRec):
 
 
 def test_windows_by_hand():
-    """max_history_items 3, sequence 0..6: [3 4 5 6] from the newest end, then [0 1 2 3], where 3 is a target.
+    """max_history_items 3, sequence 0..6: [3 4 5 6] from the newest end, then [0 1 2 3], where 3 is
+    a target.
 
-    Sequence 7 8 is one padded window; a single item has no target. Each item but the first is then a target once.
+    Sequence 7 8 is one padded window; a single item has no target. Each item but the first is then
+    a target once.
     """
     windows = _windows([np.arange(7), np.array([7, 8]), np.array([9])], max_history_items=3)
     assert windows.tolist() == [[3, 4, 5, 6], [0, 1, 2, 3], [-1, -1, 7, 8]]
@@ -94,7 +98,8 @@ def test_windows_by_hand():
 
 
 def test_batches_hold_each_window_once_and_like_lengths():
-    """Lengths 2 and 6 in turn, eight of each, in batches of four: two batches of short windows, two of long ones."""
+    """Lengths 2 and 6 in turn, eight of each, in batches of four: two batches of short windows, two
+    of long ones."""
     windows = _windows(
         [np.arange(2 if number % 2 else 6) for number in range(16)], max_history_items=5
     )
@@ -115,7 +120,8 @@ def test_ndcg_by_hand(model: SASRec, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_learns_a_certain_next_item():
-    """In cycles the next item is certain; popularity, nearly flat there, would find one in twelve."""
+    """In cycles the next item is certain; popularity, nearly flat there, would find one in
+    twelve."""
     histories = [np.array([item, (item + 1) % NUM_ITEMS]) for item in range(NUM_ITEMS)]
     targets = np.array([(item + 2) % NUM_ITEMS for item in range(NUM_ITEMS)])
     lines: list[str] = []
@@ -145,7 +151,8 @@ def test_seen_items_are_candidates_where_users_repeat_them():
 
 
 def test_unseen_items_share_the_probability(model: SASRec):
-    """Also of a history that is longer than what is read; and one of the whole catalogue gives no NaN."""
+    """Also of a history that is longer than what is read; and one of the whole catalogue gives no
+    NaN."""
     before = model.item_probabilities([[11, 10, 1, 2, 3, 4, 5]])[0]
     model.config = dataclasses.replace(CONFIG, candidates="unseen")
     histories = [[11, 10, 1, 2, 3, 4, 5], [7], [], list(range(NUM_ITEMS))]
@@ -197,7 +204,8 @@ def test_seed_decides_and_the_callers_randomness_is_left_alone():
 
 
 def test_stops_early_and_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch):
-    """Validation .1, .3, .2, .3 with patience 2: epoch 2 is best (a later equal one is not better), epoch 4 last."""
+    """Validation .1, .3, .2, .3 with patience 2: epoch 2 is best (a later equal one is not better),
+    epoch 4 last."""
     seen: list[torch.Tensor] = []
 
     def ndcg(model: SASRec, histories: object, targets: object) -> float:
@@ -288,7 +296,8 @@ def test_a_filter_of_an_older_version_is_refused(model: SASRec, tmp_path: Path):
 def test_new_weights_never_lie_beside_old_settings(
     model: SASRec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Interrupted between the two, the second save leaves an incomplete directory, not the first one's items."""
+    """Interrupted between the two, the second save leaves an incomplete directory, not the first
+    one's items."""
     model.save(tmp_path, ITEM_IDS)
     monkeypatch.setattr("ilrec.collaborative.sasrec.write_text", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,5 @@
-"""token_rewards: hand-derived rewards on a small trie, an oracle on random ones, and what cancellation would spoil."""
+"""token_rewards: hand-derived rewards on a small trie, an oracle on random ones, and what
+cancellation would spoil."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ def rows(
 def test_rewards_by_hand():
     """p = (.1, .2, .3, .15, .25), target 1 = [1, 6, EOS].
 
-    Root: items 0, 1, 3, 4 start with 1: .7; item 2 starts with 2: .3. After 1: 5 -> .1/.7, 6 -> .2/.7,
-    7 -> (.15 + .25)/.7. After 1 6: EOS alone -> 1. Target 2 = [2, EOS]: the root row again, then EOS -> 1.
+    Root: items 0, 1, 3, 4 start with 1: .7; item 2 starts with 2: .3. After 1: 5 -> .1/.7, 6 ->
+    .2/.7, 7 -> (.15 + .25)/.7. After 1 6: EOS alone -> 1. Target 2 = [2, EOS]: the root row again,
+    then EOS -> 1.
     """
     probabilities = torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]] * 2)
     result = token_rewards(probabilities, [1, 2], ItemTrie.from_sequences(SEQUENCES))
@@ -40,7 +42,8 @@ def test_rewards_by_hand():
 
 
 def test_each_target_reads_its_own_user():
-    """User 0 believes in item 2 alone, user 1 in item 0 alone; both targets are item 2: rows 0 and 2 are the root."""
+    """User 0 believes in item 2 alone, user 1 in item 0 alone; both targets are item 2: rows 0 and
+    2 are the root."""
     probabilities = torch.tensor([[0.0, 0, 1, 0, 0], [1.0, 0, 0, 0, 0]])
     got = rows(
         *token_rewards(probabilities, torch.tensor([2, 2]), ItemTrie.from_sequences(SEQUENCES))
@@ -49,14 +52,16 @@ def test_each_target_reads_its_own_user():
 
 
 def test_prefix_without_mass_is_uniform():
-    """All mass is on item 2, so nothing probable starts with token 1: its three children get 1/3 each."""
+    """All mass is on item 2, so nothing probable starts with token 1: its three children get 1/3
+    each."""
     probabilities = np.array([[0.0, 0, 1, 0, 0]])
     got = rows(*token_rewards(probabilities, [0], ItemTrie.from_sequences(SEQUENCES)))
     assert got[1] == pytest.approx({5: 1 / 3, 6: 1 / 3, 7: 1 / 3})
 
 
 def test_small_mass_beside_large_is_not_cancelled():
-    """After token 1 the mass is 1e-30 against 3e-30, beside an item of mass 1: 1/4 and 3/4. 1 + 1e-30 - 1 is 0."""
+    """After token 1 the mass is 1e-30 against 3e-30, beside an item of mass 1: 1/4 and 3/4. 1 +
+    1e-30 - 1 is 0."""
     trie = ItemTrie.from_sequences([[0, EOS], [1, 5, EOS], [1, 6, EOS]])
     got = rows(*token_rewards(np.array([[1.0, 1e-30, 3e-30]]), [1], trie))
     assert got[1] == pytest.approx({5: 0.25, 6: 0.75}, rel=1e-6)

@@ -153,7 +153,8 @@ def test_command_line_values_are_read_as_their_field_says():
 
 @given(text=TEXT, field=st.sampled_from(TEXT_FIELDS))
 def test_text_arrives_to_the_letter(text, field):
-    """On the command line, alone and after an equals sign, and in the recipe that a run writes and a later one reads."""
+    """On the command line, alone and after an equals sign, and in the recipe that a run writes and
+    a later one reads."""
     given_ = {**GIVEN, field: text or "x"} if field in GIVEN else {**GIVEN, field: text}
     text = given_[field]
     config = load_config(

@@ -1,4 +1,5 @@
-"""Places that are tried, files that are whole; and every program tries its own before it does anything else."""
+"""Places that are tried, files that are whole; and every program tries its own before it does
+anything else."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from ilrec.files.outputs import check_directory, check_file, check_new, whole_fi
 from ilrec.ops import row_math
 from ilrec.processes import BAD_INPUT, run_entry
 
-# What each program is told beside its output. Data, models and files are not there: a message about them would mean that they were
-# looked for first. OUTPUT is the place that cannot be written.
+# What each program is told beside its output. Data, models and files are not there: a message about
+# them would mean that they were looked for first. OUTPUT is the place that cannot be written.
 NOWHERE = "/nowhere"
 TRAINING = [
     "--config",

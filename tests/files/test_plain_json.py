@@ -1,4 +1,5 @@
-"""JSON that loses nothing: keys twice, half characters, and what Python's own parser ends in another error for."""
+"""JSON that loses nothing: keys twice, half characters, and what Python's own parser ends in
+another error for."""
 
 import json
 

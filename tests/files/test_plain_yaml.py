@@ -46,7 +46,8 @@ def test_what_is_what(text, value):
 
 @given(CONTENT)
 def test_round_trip(content):
-    """Also for a reader of YAML 1.1, where its text is concerned: what it would take for something else is quoted."""
+    """Also for a reader of YAML 1.1, where its text is concerned: what it would take for something
+    else is quoted."""
     written = to_yaml({"value": content})
     assert parse_yaml(written) == {"value": content}
     if isinstance(content, str):

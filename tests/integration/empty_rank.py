@@ -1,4 +1,5 @@
-"""Run by test_two_ranks.py: one optimizer step in which rank 1 has no supervised token. Without a launcher: rank 0's samples alone."""
+"""Run by test_two_ranks.py: one optimizer step in which rank 1 has no supervised token. Without a
+launcher: rank 0's samples alone."""
 
 import argparse
 import json

@@ -1,4 +1,5 @@
-"""Run by test_gathers.py on two ZeRO-3 ranks: how often the LM head is gathered in every micro-step, as JSON, one file per rank."""
+"""Run by test_gathers.py on two ZeRO-3 ranks: how often the LM head is gathered in every
+micro-step, as JSON, one file per rank."""
 
 import argparse
 import json
@@ -23,7 +24,8 @@ OBJECTIVE = ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layer
 
 
 class CountingTrainer(ILRecTrainer):
-    """Counts every all-gather that brings the head's weight from its shards: in a micro-step's forward, and from there to the next."""
+    """Counts every all-gather that brings the head's weight from its shards: in a micro-step's
+    forward, and from there to the next."""
 
     head: torch.nn.Parameter | None = None
 
@@ -46,7 +48,8 @@ class CountingTrainer(ILRecTrainer):
         return loss
 
     def watch(self, model) -> None:
-        """ZeRO-3 gathers by these two methods of a parameter, which take a list of any parameters."""
+        """ZeRO-3 gathers by these two methods of a parameter, which take a list of any
+        parameters."""
         self.micro_steps: list[dict] = []
         layer = effective_head(self.model)
         self.head = getattr(layer, "base_layer", layer).weight
@@ -65,7 +68,8 @@ class CountingTrainer(ILRecTrainer):
 
 
 def make_model(trained: str) -> torch.nn.Module:
-    """trained: `all` parameters, `lora` beside a frozen head, or `rows` of new tokens in that head as well."""
+    """trained: `all` parameters, `lora` beside a frozen head, or `rows` of new tokens in that head
+    as well."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -93,7 +97,8 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def run(trained: str, keep: str, directory: Path) -> list[dict]:
-    """Two optimizer steps of two micro-steps, each followed by an evaluation of two; rank 1's samples are the odd ones."""
+    """Two optimizer steps of two micro-steps, each followed by an evaluation of two; rank 1's
+    samples are the odd ones."""
     ds_config = json.loads((Path("ds_configs") / "zero3_cpu.json").read_text())
     ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if keep == "nothing":

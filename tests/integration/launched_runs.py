@@ -1,4 +1,5 @@
-"""Runs that something happens to: started in the background, killed or asked to stop at a chosen moment, compared line by line."""
+"""Runs that something happens to: started in the background, killed or asked to stop at a chosen
+moment, compared line by line."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess
 def command(
     stage: str, zero: str, data: Path, base: Path, output_dir: Path, *words: str
 ) -> list[str]:
-    """Three epochs of four steps with dropout, a checkpoint after every fifth step: most lie within an epoch."""
+    """Three epochs of four steps with dropout, a checkpoint after every fifth step: most lie within
+    an epoch."""
     return [
         "deepspeed",
         "ilrec/train.py",
@@ -81,7 +83,8 @@ def command(
 
 
 def finish(words: list[str]) -> str:
-    """To the end. Returns what it said. An undisturbed run is the same under torchrun, which starts sooner."""
+    """To the end. Returns what it said. An undisturbed run is the same under torchrun, which starts
+    sooner."""
     result = launch(*("torchrun" if word == "deepspeed" else word for word in words))
     said = result.stdout + result.stderr
     assert result.returncode == 0, said[-6000:]
@@ -95,7 +98,8 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The training processes, in the order of their ranks (a launcher starts them in this order)."""
+    """The training processes, in the order of their ranks (a launcher starts them in this
+    order)."""
     found = []
     for child in descendants(process):
         with contextlib.suppress(psutil.Error):

@@ -1,6 +1,8 @@
-"""Run by test_nan_runs.py: `ilrec/train.py` with a decoder layer that writes NaN on rank 1, in its second micro-step of one kind.
+"""Run by test_nan_runs.py: `ilrec/train.py` with a decoder layer that writes NaN on rank 1, in its
+second micro-step of one kind.
 
-Every rank that ends with an InputError leaves its text in ERRORS/error-RANK.txt, before the entry point handles it.
+Every rank that ends with an InputError leaves its text in ERRORS/error-RANK.txt, before the entry
+point handles it.
 """
 
 import argparse

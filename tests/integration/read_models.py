@@ -1,7 +1,8 @@
-"""What the transformers that is first on PYTHONPATH makes of each directory: `python read_models.py OUTPUT DIR...`.
+"""What the transformers that is first on PYTHONPATH makes of each directory: `python read_models.py
+OUTPUT DIR...`.
 
-OUTPUT: torch file of {"version": of transformers, DIR: {"logits": [2, 80, V], "tokens": ids of texts,
-"padding": side, "generated": ids}}; of a tokenizer or a model alone, what there is.
+OUTPUT: torch file of {"version": of transformers, DIR: {"logits": [2, 80, V], "tokens": ids of
+texts, "padding": side, "generated": ids}}; of a tokenizer or a model alone, what there is.
 """
 
 import sys

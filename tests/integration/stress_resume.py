@@ -1,6 +1,8 @@
-"""Runs killed at random instants and started again, until they are through; each compared with a run that nobody disturbed, to the bit.
+"""Runs killed at random instants and started again, until they are through; each compared with a
+run that nobody disturbed, to the bit.
 
-    python tests/integration/stress_resume.py --kills 20 --seed 0        # both stages under ZeRO-2 and ZeRO-3, about 7 minutes
+    python tests/integration/stress_resume.py --kills 20 --seed 0        # both stages under ZeRO-2
+    and ZeRO-3, about 7 minutes
 
 test_faults.py runs a short one.
 """
@@ -39,7 +41,8 @@ class Report:
 def start_and_kill(
     words: list[str], run: Path, log: Path, num_steps: int, delay: float, report: Report
 ) -> None:
-    """SIGKILL to launcher and ranks, `delay` seconds after the `num_steps`-th step of this start (at most the last but one)."""
+    """SIGKILL to launcher and ranks, `delay` seconds after the `num_steps`-th step of this start
+    (at most the last but one)."""
     complete = [int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")]
     begin = max(complete, default=0)
     last = min(begin + num_steps, STEPS - 1)
@@ -68,7 +71,8 @@ def start_and_kill(
 
 
 def has_trained(run: Path, before: int, begin: int) -> bool:
-    """metrics.jsonl was written by this start (it is cut back to the checkpoint first) and holds a step of it."""
+    """metrics.jsonl was written by this start (it is cut back to the checkpoint first) and holds a
+    step of it."""
     path = run / "metrics.jsonl"
     return path.exists() and path.stat().st_mtime_ns > before and newest_step(run) > begin
 
@@ -76,7 +80,8 @@ def has_trained(run: Path, before: int, begin: int) -> bool:
 def stress(
     cases: list[tuple[str, str]], kills: int, seed: int, data: Path, base: Path, place: Path
 ) -> Report:
-    """`kills` in all, in turns over the cases. Raises AssertionError where a step was lost, repeated or differs."""
+    """`kills` in all, in turns over the cases. Raises AssertionError where a step was lost,
+    repeated or differs."""
     draw, report = random.Random(seed), Report()
     for number, (stage, zero) in enumerate(cases):
         mine = kills // len(cases) + (number < kills % len(cases))

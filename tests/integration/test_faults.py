@@ -1,4 +1,5 @@
-"""What happens to runs on clusters: killed at any instant, asked to stop, a rank that dies, a full disk. Two ranks, really launched."""
+"""What happens to runs on clusters: killed at any instant, asked to stop, a rank that dies, a full
+disk. Two ranks, really launched."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ pytestmark = pytest.mark.launch
 
 
 def test_killed_at_any_time_and_while_saving_goes_on_to_the_bit(data, base, tmp_path):
-    """stage2, ZeRO-3. SIGKILL to all ranks in the middle of a step, then while checkpoint-10 is written: step 5's is gone on from.
+    """stage2, ZeRO-3. SIGKILL to all ranks in the middle of a step, then while checkpoint-10 is
+    written: step 5's is gone on from.
 
     Twenty random ones, both stages, ZeRO-2 and ZeRO-3: stress_resume.py.
     """
@@ -59,9 +61,12 @@ def test_killed_at_any_time_and_while_saving_goes_on_to_the_bit(data, base, tmp_
     assert_same_run(run, tmp_path / "whole")
 
 
-@pytest.mark.slow  # tests/cluster: a preempted job loses and repeats no step; here to the bit, under ZeRO-2 and torchrun
+# Tests/cluster: a preempted job loses and repeats no step; here to the bit, under ZeRO-2 and
+# torchrun.
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path):
-    """stage1, ZeRO-2. torchrun hands SIGTERM on to its ranks, as the deepspeed command does not; they stop after the same step."""
+    """stage1, ZeRO-2. torchrun hands SIGTERM on to its ranks, as the deepspeed command does not;
+    they stop after the same step."""
     run, log, longer = (
         tmp_path / "run",
         tmp_path / "log",
@@ -88,9 +93,11 @@ def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path
     "zero, ranks", [("zero2", 1), pytest.param("zero3_cpu", 4, marks=pytest.mark.slow)]
 )
 def test_another_number_of_ranks_goes_on_with_the_same_losses(zero, ranks, data, base, tmp_path):
-    """2 ranks x 2 micro-steps of 2 samples, then 1 x 4 or 4 x 1: the same global batches, hence the same numbers but for rounding.
+    """2 ranks x 2 micro-steps of 2 samples, then 1 x 4 or 4 x 1: the same global batches, hence the
+    same numbers but for rounding.
 
-    And a merge that finds no gathered adapter in the checkpoint puts the same one together from its shards.
+    And a merge that finds no gathered adapter in the checkpoint puts the same one together from its
+    shards.
     """
     words = [
         *command(
@@ -222,7 +229,8 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(data, base, tmp_path, small_disk):
-    """The disk fills up after checkpoint-5: one message, checkpoint-5 intact; with space again the run goes on."""
+    """The disk fills up after checkpoint-5: one message, checkpoint-5 intact; with space again the
+    run goes on."""
     run, log = small_disk / "run", tmp_path / "log"
     words = command("stage1", "zero3_cpu", data, base, run)
     with started(log, *words, "--max_steps", "10") as process:

@@ -1,4 +1,5 @@
-"""How often two ZeRO-3 ranks gather the LM head, with no parameter exempt from sharding (persistence threshold 0)."""
+"""How often two ZeRO-3 ranks gather the LM head, with no parameter exempt from sharding
+(persistence threshold 0)."""
 
 import json
 from pathlib import Path
@@ -32,10 +33,11 @@ def test_ranks_gather_alike_with_and_without_supervised_tokens(runs):
 
 @pytest.mark.parametrize("trained", ["all", "lora", "rows"])
 def test_one_gather_for_the_loss(runs, trained):
-    """DeepSpeed told to keep nothing: every micro-step, training or evaluation, gathers the head once in forward.
+    """DeepSpeed told to keep nothing: every micro-step, training or evaluation, gathers the head
+    once in forward.
 
-    Its hooks gather it once more in backward. A trained head needs that (autograd adds into a whole weight); a frozen one does not,
-    but ZeRO-3 has no way to say so.
+    Its hooks gather it once more in backward. A trained head needs that (autograd adds into a whole
+    weight); a frozen one does not, but ZeRO-3 has no way to say so.
     """
     steps = next(
         zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "nothing"
@@ -47,9 +49,11 @@ def test_one_gather_for_the_loss(runs, trained):
 
 @pytest.mark.parametrize("trained", ["all", "lora", "rows"])
 def test_one_gather_in_all_by_default(runs, trained):
-    """DeepSpeed's defaults keep the head from forward to backward, once the first micro-step has shown the order of the modules.
+    """DeepSpeed's defaults keep the head from forward to backward, once the first micro-step has
+    shown the order of the modules.
 
-    After an evaluation's micro-step it waits for a backward that does not come: the next one finds the weight whole, and gathers none.
+    After an evaluation's micro-step it waits for a backward that does not come: the next one finds
+    the weight whole, and gathers none.
     """
     steps = next(
         zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "default"

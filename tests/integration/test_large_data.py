@@ -1,4 +1,5 @@
-"""Ten million interactions: prepared, trained on for some steps, and started again from the cache, in bounded memory."""
+"""Ten million interactions: prepared, trained on for some steps, and started again from the cache,
+in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from ilrec.interactions.ragged import Ragged
 
 pytestmark = pytest.mark.launch
 NUM_USERS, NUM_ITEMS, NUM_INTERACTIONS = 1_000_000, 100_000, 10_000_000
-# What a rank may hold, torch, transformers and DeepSpeed included: about 0.7 GiB of it before any data.
+# What a rank may hold, torch, transformers and DeepSpeed included: about 0.7 GiB of it before any
+# data.
 MAX_RESIDENT_GIB = 2.0
 MEASURE = """
 import resource, sys

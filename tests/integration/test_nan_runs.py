@@ -1,4 +1,5 @@
-"""NaN on one of two ZeRO-3 ranks ends both with one message, before any optimizer step or checkpoint is made of it."""
+"""NaN on one of two ZeRO-3 ranks ends both with one message, before any optimizer step or
+checkpoint is made of it."""
 
 from pathlib import Path
 
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.launch
     [("training", "step 1", 0), ("evaluation", "evaluation after step 1", 1)],
 )
 def test_nan_on_one_rank_ends_both(data, base, tmp_path, kind, when, lines):
-    """Layer 3 of 4 writes NaN, so that layer L-2 is finite. Training: in the second of two accumulated micro-batches."""
+    """Layer 3 of 4 writes NaN, so that layer L-2 is finite. Training: in the second of two
+    accumulated micro-batches."""
     result = launch(
         "deepspeed",
         str(Path(__file__).with_name("nan_rank.py")),

@@ -1,4 +1,5 @@
-"""What the project writes, read by transformers 4 and by the installed version, is the same model."""
+"""What the project writes, read by transformers 4 and by the installed version, is the same
+model."""
 
 from __future__ import annotations
 
@@ -152,7 +153,8 @@ def byte_level(prefix_space: bool) -> Tokenizer:
 
 
 def sentencepiece_form() -> Tokenizer:
-    """As Llama 2 has it: a normalizer that prepends and replaces, bytes for the unknown, a first token."""
+    """As Llama 2 has it: a normalizer that prepends and replaces, bytes for the unknown, a first
+    token."""
     pieces = [
         "<unk>",
         "<s>",
@@ -243,7 +245,8 @@ def test_every_family_of_tokenizers_is_the_same_in_both(older, tmp_path):
 
 
 def test_what_a_run_writes_is_the_same_in_both(older, data, tmp_path):
-    """From scratch, scaled positions: base, checkpoint and final/ under LoRA and without, merged."""
+    """From scratch, scaled positions: base, checkpoint and final/ under LoRA and without,
+    merged."""
     rope = {**ROPES["llama3"], "rope_theta": 500000.0}
     init = {
         "hidden_size": 32,

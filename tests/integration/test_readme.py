@@ -1,4 +1,5 @@
-"""The README's commands, run as they are written, in their order, on tiny data; and `make quickstart`'s steps, cut short."""
+"""The README's commands, run as they are written, in their order, on tiny data; and `make
+quickstart`'s steps, cut short."""
 
 import json
 import re
@@ -13,7 +14,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:
-    """The lines of the README's bash blocks, but comments, make targets and what needs a cluster (tests/cluster runs that)."""
+    """The lines of the README's bash blocks, but comments, make targets and what needs a cluster
+    (tests/cluster runs that)."""
     lines = [
         line
         for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -72,7 +74,8 @@ def test_commands_run_in_their_order(base, tmp_path):
 
 
 def test_quickstart_goes_the_whole_way_and_reuses_it(tmp_path):
-    """All steps on the real data, two optimizer steps per stage; the second run does nothing again."""
+    """All steps on the real data, two optimizer steps per stage; the second run does nothing
+    again."""
     first = launch(
         "python", "tools/quickstart.py", "--output", str(tmp_path), "--trial", timeout=500
     )

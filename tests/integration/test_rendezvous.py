@@ -1,4 +1,5 @@
-"""Ranks that do not find together, really launched: one message that says why, whoever started them."""
+"""Ranks that do not find together, really launched: one message that says why, whoever started
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Real launches of two ranks (deepspeed, torchrun): ZeRO-3 against one process, LoRA with new tokens to ranking, bad input."""
+"""Real launches of two ranks (deepspeed, torchrun): ZeRO-3 against one process, LoRA with new
+tokens to ranking, bad input."""
 
 import json
 import shutil
@@ -41,9 +42,11 @@ def succeeded(result) -> None:
 
 
 def test_zero3_on_two_ranks_equals_one_process(data, base, tmp_path):
-    """10 steps, all parameters, all terms: 2 ranks x 2 accumulated x 2 samples under ZeRO-3 == one process x 4 x 2 == x 1 x 8.
+    """10 steps, all parameters, all terms: 2 ranks x 2 accumulated x 2 samples under ZeRO-3 == one
+    process x 4 x 2 == x 1 x 8.
 
-    Titles as items, so that the response lengths differ. Adam's first steps are nearly sign steps, hence the bounds.
+    Titles as items, so that the response lengths differ. Adam's first steps are nearly sign steps,
+    hence the bounds.
     """
     words = [
         "--config",
@@ -167,7 +170,8 @@ def test_sharded_adapter_equals_one_process(adapter, data, base, tmp_path):
 
 
 def test_merged_ranks_as_the_adapter_and_ranks_do_not_matter(adapter, tmp_path):
-    """Adapter on one process == adapter on two torchrun ranks == merged model, every metric, each user once."""
+    """Adapter on one process == adapter on two torchrun ranks == merged model, every metric, each
+    user once."""
     rank_main(["--model", str(adapter), "--output", str(tmp_path / "one.json")])
     result = launch(
         "torchrun",
@@ -227,7 +231,8 @@ def test_merged_model_loads_alone_with_the_same_logits(adapter, tmp_path):
 
 
 def test_a_checkpoint_is_merged_from_its_shards(adapter, tmp_path):
-    """As where ZeRO-3 was told not to gather when it saves: adapter_model.safetensors is not there; the same model comes of it."""
+    """As where ZeRO-3 was told not to gather when it saves: adapter_model.safetensors is not there;
+    the same model comes of it."""
     shards = tmp_path / "checkpoint-3"
     shutil.copytree(adapter.parent / "checkpoint-3", shards)
     for name in ("adapter_model.safetensors", "manifest.json"):
@@ -249,7 +254,8 @@ def test_a_checkpoint_is_merged_from_its_shards(adapter, tmp_path):
 
 
 def test_a_rank_without_supervised_tokens_does_not_hang(tmp_path):
-    """Rank 1's micro-batch has no label at all; the step ends, and equals the step on rank 0's samples alone."""
+    """Rank 1's micro-batch has no label at all; the step ends, and equals the step on rank 0's
+    samples alone."""
     script = Path(__file__).with_name("empty_rank.py")
     result = launch("torchrun", str(script), "--output", str(tmp_path / "losses.json"), timeout=180)
     succeeded(result)

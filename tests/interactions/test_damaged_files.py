@@ -1,6 +1,8 @@
-"""Every reader of a user's file: damaged in any way, the file is read, or refused by one message that names it.
+"""Every reader of a user's file: damaged in any way, the file is read, or refused by one message
+that names it.
 
-Another run than the suite's, and more cases: `pytest --hypothesis-profile fuzz --hypothesis-seed N tests/interactions/test_damaged_files.py`.
+Another run than the suite's, and more cases: `pytest --hypothesis-profile fuzz --hypothesis-seed N
+tests/interactions/test_damaged_files.py`.
 """
 
 from __future__ import annotations

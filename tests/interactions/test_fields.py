@@ -1,4 +1,5 @@
-"""Fields: names as they are, numbers to the last digit; what has lost digits on the way is refused."""
+"""Fields: names as they are, numbers to the last digit; what has lost digits on the way is
+refused."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def test_numbers_in_other_forms(number):
 
 @pytest.mark.parametrize("number", [1.7e18, 2.0**53, "1.7e+18", "1.5E+12", Decimal("1.7e18")])
 def test_lost_digits_are_refused(number):
-    """A float of nanoseconds, as a number, in JSON, and as spreadsheets and data frames write it."""
+    """A float of nanoseconds, as a number, in JSON, and as spreadsheets and data frames write
+    it."""
     with pytest.raises(
         ValueError, match="t: .* has lost its last digits in a float; write the whole number"
     ):
@@ -95,7 +97,8 @@ def test_names_are_as_they_are(value, name):
     "value", [1.0, Decimal("1.0"), Decimal("1e5"), Decimal("nan"), None, True, " ", ["a"], b"a"]
 )
 def test_what_is_no_name(value):
-    """A float column of ids, as data frames make it of whole numbers where some are missing, among them."""
+    """A float column of ids, as data frames make it of whole numbers where some are missing, among
+    them."""
     with pytest.raises(ValueError, match="^i: expected a name or a whole number, got "):
         name_of(value, "i")
 

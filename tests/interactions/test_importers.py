@@ -1,4 +1,5 @@
-"""Interactions and titles of raw files: names, times and ratings; presets; and what is refused in a field."""
+"""Interactions and titles of raw files: names, times and ratings; presets; and what is refused in a
+field."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def test_presets_read_the_releases_fields(tmp_path: Path):
 
 
 def test_python_literals_of_amazon_2014(tmp_path: Path):
-    """The metadata of 2014 are Python's repr, one dict a line: None and single quotes, which JSON has not."""
+    """The metadata of 2014 are Python's repr, one dict a line: None and single quotes, which JSON
+    has not."""
     items = [
         {"asin": "B1", "title": "It's", "price": None},
         {"asin": "B2", "title": 'Say "so"'},

@@ -18,7 +18,8 @@ def write_json(path: Path, content: object) -> Path:
 
 
 def test_lcrec_items_users_and_titles(tmp_path: Path):
-    """Item numbers follow the item file, as numbers (2 before 10); the unseen 7 counts: 2 -> 0, 7 -> 1, 10 -> 2."""
+    """Item numbers follow the item file, as numbers (2 before 10); the unseen 7 counts: 2 -> 0, 7
+    -> 1, 10 -> 2."""
     write_json(tmp_path / "Set.inter.json", {"u2": [10, 2, 10], "u1": ["2", "10", "2", "10"]})
     items = {"10": {"title": " Ten "}, "7": {"description": "x"}, "2": {"title": "Zwei ä"}}
     write_json(tmp_path / "Set.item.json", items)
@@ -35,7 +36,8 @@ def test_lcrec_items_users_and_titles(tmp_path: Path):
 
 
 def test_lcrec_catalogue_without_item_file(tmp_path: Path):
-    """The index file's items, where there is one; else those seen. Ids that are not all numbers sort by text."""
+    """The index file's items, where there is one; else those seen. Ids that are not all numbers
+    sort by text."""
     write_json(tmp_path / "Set.inter.json", {"u": ["b", "a", "b"]})
     assert read_interactions(tmp_path, 0).item_ids == ["a", "b"]
     write_json(tmp_path / "Set.index.json", {"b": ["<a_0>"], "a": ["<a_1>"], "10": ["<a_2>"]})

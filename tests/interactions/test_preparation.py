@@ -1,4 +1,5 @@
-"""Order, duplicates, k-core, lengths and titles: by hand, and against a slow reference on random data."""
+"""Order, duplicates, k-core, lengths and titles: by hand, and against a slow reference on random
+data."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_the_first_of_repeats_in_time_not_in_file():
 
 
 def test_lengths():
-    """v has two items and cannot be split; u keeps its newest three of four, w has too few for min_items 4."""
+    """v has two items and cannot be split; u keeps its newest three of four, w has too few for
+    min_items 4."""
     rows = (
         [("u", str(i), i) for i in range(4)]
         + [("v", "0", 1), ("v", "1", 2)]
@@ -67,7 +69,8 @@ FEWER = [("k_core", -1, 0), ("min_items", 2, 3), ("max_items", 2, 3), ("max_item
 
 @pytest.mark.parametrize(("name", "value", "least"), FEWER)
 def test_filters_that_leave_users_without_three_items(name: str, value: int, least: int):
-    """A user's last item is for the test, the one before for validation: fewer than three leave none to train on."""
+    """A user's last item is for the test, the one before for validation: fewer than three leave
+    none to train on."""
     with pytest.raises(InputError, match=f"^{name}: expected {least} or more, got {value}$"):
         Filters(**{name: value})
 
@@ -88,7 +91,8 @@ def test_numbers_do_not_depend_on_the_order_of_the_file():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_against_a_slow_reference(seed: int):
-    """400 random interactions: sort, first of repeats, remove users and items below k until none is, newest of the rest."""
+    """400 random interactions: sort, first of repeats, remove users and items below k until none
+    is, newest of the rest."""
     rng = np.random.default_rng(seed)
     rows = [
         (f"u{rng.integers(25)}", f"i{rng.integers(30)}", int(rng.integers(50))) for _ in range(400)

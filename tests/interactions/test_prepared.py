@@ -1,4 +1,5 @@
-"""Prepared directories: written, memory-mapped, opened by `datasets`; and each way in which one can be damaged."""
+"""Prepared directories: written, memory-mapped, opened by `datasets`; and each way in which one can
+be damaged."""
 
 from __future__ import annotations
 

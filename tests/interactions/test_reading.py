@@ -13,7 +13,8 @@ from ilrec.interactions.reading import read_interactions
 
 
 def test_which_files(tmp_path: Path):
-    """Neither kind, both kinds, a directory that is not there, and two item files of other names."""
+    """Neither kind, both kinds, a directory that is not there, and two item files of other
+    names."""
     for directory in (tmp_path, tmp_path / "absent"):
         with pytest.raises(
             InputError, match=r"\*\.inter\.json .* and \*\.inter .*found none of these"

@@ -1,4 +1,5 @@
-"""RecBole atomic files: order, k-core, titles, and a message for each way in which one can be wrong."""
+"""RecBole atomic files: order, k-core, titles, and a message for each way in which one can be
+wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def write_inter(
 
 
 def test_k_core_by_hand():
-    """k = 2. Item 9 has one interaction and goes; user 3 then has one left and goes; item 7 then has one, user 2's.
+    """k = 2. Item 9 has one interaction and goes; user 3 then has one left and goes; item 7 then
+    has one, user 2's.
 
     User 2 keeps items 5 and 6, and 5 and 6 keep users 1 and 2: the core.
     """
@@ -35,7 +37,8 @@ def test_k_core_by_hand():
 
 
 def test_recbole_time_order_ties_and_core(tmp_path: Path):
-    """User 1 by time: 30, at 1, then 20 and 10, both at 2, in file order. Item 40, seen once, is not in the 2-core."""
+    """User 1 by time: 30, at 1, then 20 and 10, both at 2, in file order. Item 40, seen once, is
+    not in the 2-core."""
     rows = [
         ("1", "20", 2),
         ("2", "10", 5),
@@ -121,14 +124,16 @@ def test_not_utf8(tmp_path: Path):
 
 
 def test_times_differ_in_their_last_digit(tmp_path: Path):
-    """Nanoseconds, and fractions of them, of which a float64 makes one number; the file has them backwards."""
+    """Nanoseconds, and fractions of them, of which a float64 makes one number; the file has them
+    backwards."""
     stamps = ["1700000000123456789.5", "1700000000123456789", "1700000000123456788", "-1", "-1.25"]
     write_inter(tmp_path, [("1", str(item), stamp) for item, stamp in enumerate(stamps)])
     assert [s.tolist() for s in read_interactions(tmp_path, 0).sequences] == [[4, 3, 2, 1, 0]]
 
 
 def test_quotes_are_characters_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """One that opens swallows nothing; what looks quoted is kept and counted. Unicode's line breaks break no line."""
+    """One that opens swallows nothing; what looks quoted is kept and counted. Unicode's line breaks
+    break no line."""
     titles = ['"Open', 'Close"', '"Both"', "next\u2028line\x0c\x85end"]
     write_inter(tmp_path, [("1", str(item), item) for item in range(4)])
     lines = "".join(f"{item}\t{title}\n" for item, title in enumerate(titles))

@@ -1,4 +1,5 @@
-"""Readers of record files: what they find, and a message with file and line for each way in which one can be wrong."""
+"""Readers of record files: what they find, and a message with file and line for each way in which
+one can be wrong."""
 
 from __future__ import annotations
 
@@ -200,7 +201,8 @@ def test_progress_says_rate_and_time_left(
 
 
 def test_a_quote_that_is_never_closed_takes_all_lines_with_it(tmp_path: Path):
-    """Those lines count as malformed, each of them: one line that may be skipped does not cost a file."""
+    """Those lines count as malformed, each of them: one line that may be skipped does not cost a
+    file."""
     path = write(tmp_path / "x.csv", 'u,i,t\na,x,1\na,"x,2\nb,y,3\nc,z,4\n')
     message = r"x\.csv:3: not valid CSV \(unexpected end of data\) \(from here to line 5, because of a quote\); mend the line"
     for allowed in (0, 2):
@@ -212,7 +214,8 @@ def test_a_quote_that_is_never_closed_takes_all_lines_with_it(tmp_path: Path):
 def test_a_record_that_spans_lines_is_counted_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """Two quotes, lines apart, make one valid record of all between them: as meant here as it would be by mistake."""
+    """Two quotes, lines apart, make one valid record of all between them: as meant here as it would
+    be by mistake."""
     path = write(tmp_path / "x.csv", 'u,i,t\na,x,1\n"b\nc,y,2\nd",y,2\ne,"z\n",3\n')
     findings = Findings()
     assert found(path, findings=findings) == [("a", "x", 1), ("b\nc,y,2\nd", "y", 2), ("e", "z", 3)]
@@ -246,7 +249,8 @@ def test_tab_separated_files_have_no_quoting_unless_asked_for(
 
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl"])
 def test_only_line_feeds_end_a_line(tmp_path: Path, name: str):
-    """A byte order mark is none of the text, \r\n is a line's end, and what else Unicode calls a line break is not."""
+    """A byte order mark is none of the text, \r\n is a line's end, and what else Unicode calls a
+    line break is not."""
     text = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029b"
     if name == "x.jsonl":
         content = json.dumps({"u": text, "i": "x", "t": 1}, ensure_ascii=False) + "\r\n"
@@ -330,7 +334,8 @@ def test_what_is_written_as_parquet_is_read(rows: list[tuple], tmp_path: Path):
 
 
 def test_short_floats_in_parquet(tmp_path: Path):
-    """A rating is read by its digits, 4.1 and not 4.0999999; times of seconds do not fit into 32 bits."""
+    """A rating is read by its digits, 4.1 and not 4.0999999; times of seconds do not fit into 32
+    bits."""
     columns = {
         "u": ["a", "b"],
         "i": ["x", "y"],

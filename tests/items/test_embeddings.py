@@ -1,4 +1,5 @@
-"""Embeddings are found by item, whatever the order of the rows; what does not say whose rows it has is refused."""
+"""Embeddings are found by item, whatever the order of the rows; what does not say whose rows it has
+is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Residual k-means: coarse before fine, no collisions while there is room, the same codes for the same seed."""
+"""Residual k-means: coarse before fine, no collisions while there is room, the same codes for the
+same seed."""
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ def test_first_level_finds_the_clusters_and_the_second_what_is_left():
 
 
 def test_collisions_are_reassigned_while_the_last_codebook_has_room():
-    """Eight equal points cannot be told apart by any k-means; 2 levels of 8 codes have room for them."""
+    """Eight equal points cannot be told apart by any k-means; 2 levels of 8 codes have room for
+    them."""
     codes = residual_kmeans(np.ones((8, 3)), num_levels=2, codebook_size=8, seed=0)
     assert len(np.unique(codes, axis=0)) == 8
 

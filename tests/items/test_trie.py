@@ -16,7 +16,8 @@ SEQUENCES = [[5, 1, EOS], [5, 2, EOS], [3, EOS], [5, 1, EOS]]
 def test_by_hand():
     """Sorted rows: [3 9] (item 2), [5 1 9] (items 0, 3), [5 2 9] (item 1).
 
-    Breadth-first: root 0; 3 -> 1, 5 -> 2; [3 9] -> 3, [5 1] -> 4, [5 2] -> 5; [5 1 9] -> 6, [5 2 9] -> 7.
+    Breadth-first: root 0; 3 -> 1, 5 -> 2; [3 9] -> 3, [5 1] -> 4, [5 2] -> 5; [5 1 9] -> 6, [5 2 9]
+    -> 7.
     """
     trie = ItemTrie.from_sequences(SEQUENCES)
     assert (trie.num_items, trie.num_nodes, trie.max_depth) == (4, 8, 3)

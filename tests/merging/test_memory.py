@@ -1,4 +1,5 @@
-"""The command line as users run it: on a model larger than the memory it is given, and killed in the middle."""
+"""The command line as users run it: on a model larger than the memory it is given, and killed in
+the middle."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from ilrec.weights.tensor_files import NewTensor, TensorWriter
 
 pytestmark = pytest.mark.launch
-# 18 matrices of 11008 x 4096 in float32, 180 MB each: 3 GB, under a limit of 1 GB of addresses (which torch's libraries count in).
+# 18 matrices of 11008 x 4096 in float32, 180 MB each: 3 GB, under a limit of 1 GB of addresses
+# (which torch's libraries count in).
 LAYERS, HIDDEN, INTERMEDIATE, RANK, LIMIT = 18, 4096, 11008, 4, 2**30
 LIMITED = f"""
 import resource, runpy, sys
@@ -64,7 +66,8 @@ def write_model(place: Path, num_layers: int) -> None:
 
 
 def test_three_gigabytes_in_one(tmp_path):
-    """And the promise: resident memory at most twice the largest tensor and 300 MB. The rows are what the formula says."""
+    """And the promise: resident memory at most twice the largest tensor and 300 MB. The rows are
+    what the formula says."""
     write_model(tmp_path, LAYERS)
     where = ["--adapter", str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]
     result = launch("python", "-c", LIMITED, *where, "--workers", "2")

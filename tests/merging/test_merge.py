@@ -1,4 +1,5 @@
-"""Merging against peft's own merge_and_unload and the adapter's own forward, for every kind of adapter; what is left of it."""
+"""Merging against peft's own merge_and_unload and the adapter's own forward, for every kind of
+adapter; what is left of it."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def run_merge(adapter: Path, output: Path, **options) -> dict[str, torch.Tensor]
 
 @pytest.mark.parametrize(("name", "tied", "settings"), KINDS, ids=[kind[0] for kind in KINDS])
 def test_every_kind_says_what_the_adapter_says(name, tied, settings, tmp_path):
-    """The logits of the adapted model; where peft merges the same way (it writes a tied pair as one), its weights."""
+    """The logits of the adapted model; where peft merges the same way (it writes a tied pair as
+    one), its weights."""
     base = write_base(tmp_path / "base", tied)
     adapted = write_adapter(base, tmp_path / "adapter", **settings)
     weights = run_merge(tmp_path / "adapter", tmp_path / "merged")
@@ -147,7 +149,8 @@ def exact_sums(base: Path, adapter: Path, scaling: float) -> dict[str, torch.Ten
 
 
 def test_what_lies_beside_the_weights(tmp_path):
-    """Tokenizer, no sampling left over, hashes of all that was read; and the precision that was asked for."""
+    """Tokenizer, no sampling left over, hashes of all that was read; and the precision that was
+    asked for."""
     base = write_base(tmp_path / "base")
     write_adapter(base, tmp_path / "adapter")
     (tmp_path / "adapter" / "item_index.json").write_text("{}")
@@ -178,7 +181,8 @@ def test_what_lies_beside_the_weights(tmp_path):
 
 
 def test_shards_blocks_and_workers_make_the_same_model(tmp_path, monkeypatch):
-    """A base in shards, written in shards, by four threads. Blocks of another size may sum in another order: within one step."""
+    """A base in shards, written in shards, by four threads. Blocks of another size may sum in
+    another order: within one step."""
     base = write_base(tmp_path / "base")
     write_adapter(base, tmp_path / "adapter", target_modules="all-linear")
     whole = run_merge(tmp_path / "adapter", tmp_path / "whole", workers=1)

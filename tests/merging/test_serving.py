@@ -1,4 +1,5 @@
-"""A merged model with new tokens, in the serving engine CTranslate2 (https://opennmt.net/CTranslate2): the same logits."""
+"""A merged model with new tokens, in the serving engine CTranslate2
+(https://opennmt.net/CTranslate2): the same logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is merged, and into what: a wrong base, damage and halves are refused with one message each; shards are put together."""
+"""What is merged, and into what: a wrong base, damage and halves are refused with one message each;
+shards are put together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Verification passes what is right, for every kind of adapter, and fails what is wrong by a little."""
+"""Verification passes what is right, for every kind of adapter, and fails what is wrong by a
+little."""
 
 from __future__ import annotations
 

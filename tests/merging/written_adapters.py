@@ -1,4 +1,5 @@
-"""Tiny Llamas and adapters on them, made with peft itself, every trained tensor moved away from its start."""
+"""Tiny Llamas and adapters on them, made with peft itself, every trained tensor moved away from its
+start."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def write_tokenizer(directory: Path, size: int) -> None:
 def write_adapter(
     base: Path, directory: Path, resize: int = 0, dtype: torch.dtype | None = None, **settings
 ) -> PeftModel:
-    """Saved to `directory`, with a tokenizer that knows the new tokens. Returns the model that it is part of."""
+    """Saved to `directory`, with a tokenizer that knows the new tokens. Returns the model that it
+    is part of."""
     settings = {
         "r": 4,
         "lora_alpha": 8,

@@ -1,4 +1,5 @@
-"""Families of bases, tiny and random: loaded, trained a step, saved, ranked, merged. What one cannot do is refused before training."""
+"""Families of bases, tiny and random: loaded, trained a step, saved, ranked, merged. What one
+cannot do is refused before training."""
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_experts_are_not_verified(tmp_path):
 
 @torch.inference_mode()
 def ranks_as_without_cache(model):
-    """As wide as the catalogue, beam search gives each item the score it has in one forward of prompt and item."""
+    """As wide as the catalogue, beam search gives each item the score it has in one forward of
+    prompt and item."""
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])

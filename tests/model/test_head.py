@@ -1,4 +1,5 @@
-"""The head that the loss sees is the one that the model's own logits come from, in every state of its adapters; or it is refused."""
+"""The head that the loss sees is the one that the model's own logits come from, in every state of
+its adapters; or it is refused."""
 
 import contextlib
 import copy
@@ -79,7 +80,8 @@ def two_adapters() -> PeftModel:
 
 
 def losses(model: nn.Module, twin: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operation's SFT loss, and transformers' own logits of a model without the objective under plain cross entropy."""
+    """The operation's SFT loss, and transformers' own logits of a model without the objective under
+    plain cross entropy."""
     inputs = batch()
     logits = twin(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     expected = cross_entropy(
@@ -181,7 +183,8 @@ def merged_then_disabled(model: PeftModel):
     ],
 )
 def test_effective_head_follows_the_adapters(make: Callable, state: Callable):
-    """The loss changes as an adapter is switched after the objective was attached, as the model's own logits do."""
+    """The loss changes as an adapter is switched after the objective was attached, as the model's
+    own logits do."""
     model, twin = both(make())
     before = model(**batch()).loss
     with state(model), state(twin):
@@ -214,7 +217,8 @@ def test_effective_head_after_merging_rows(tied):
 
 
 def projected(model: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """The loss of `weight` on the model's states, rounded to the head's dtype, projected in float32."""
+    """The loss of `weight` on the model's states, rounded to the head's dtype, projected in
+    float32."""
     inputs = batch()
     states = model.get_decoder()(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
@@ -256,7 +260,8 @@ def test_head_of_another_dtype_than_the_states(model_dtype, head_dtype):
 
 
 def test_autocast():
-    """Weights in float32, layers in bfloat16 by autocast: the loss is that of autocast's states under the float32 head."""
+    """Weights in float32, layers in bfloat16 by autocast: the loss is that of autocast's states
+    under the float32 head."""
     model = tiny_llama()
     attach_objective(model, ObjectiveConfig(), [])
     with torch.autocast("cpu", torch.bfloat16):
@@ -274,7 +279,8 @@ def test_autocast():
 
 
 def test_float32_rows_beside_a_bfloat16_head():
-    """The rows count as the head will have them once merged, rounded to its dtype; their gradient stays float32."""
+    """The rows count as the head will have them once merged, rounded to its dtype; their gradient
+    stays float32."""
     model = add_adapter(tiny_llama().bfloat16(), ModelConfig(lora_dropout=0.0), NEW_TOKENS)
     moved(model, "trainable_tokens_delta")
     attach_objective(model, ObjectiveConfig(), [])

@@ -40,7 +40,8 @@ def test_scratch_is_the_same_for_the_same_seed(tmp_path):
 
 
 def test_gguf_becomes_a_plain_directory(base, tmp_path):
-    """A Llama written as GGUF with gguf's own writer and read back: the same weights, token for token the same text."""
+    """A Llama written as GGUF with gguf's own writer and read back: the same weights, token for
+    token the same text."""
     path = write_gguf(base, tmp_path / "model.gguf")
     materialise(ModelConfig(model=str(path)), tmp_path / "plain", [], seed=0)
     source = find_model(str(tmp_path / "plain"))
@@ -54,7 +55,8 @@ def test_gguf_becomes_a_plain_directory(base, tmp_path):
 
 
 def write_gguf(base, path):
-    """The tiny Llama in llama.cpp's layout: names, and the rotary permutation of query and key rows."""
+    """The tiny Llama in llama.cpp's layout: names, and the rotary permutation of query and key
+    rows."""
     import gguf
 
     model, tokenizer = (
@@ -133,7 +135,8 @@ def test_tokenizer_size_is_kept():
 
 
 def test_auto_takes_what_the_machine_has(monkeypatch):
-    """float32 and sdpa on the CPU; bfloat16 on CUDA, and flash attention there where it is installed."""
+    """float32 and sdpa on the CPU; bfloat16 on CUDA, and flash attention there where it is
+    installed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert (choose_dtype("auto"), choose_attention("auto")) == (torch.float32, "sdpa")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,5 @@
-"""Loading less than the configuration promises, or something else, is refused: base, adapter, merge; on two ranks under ZeRO-3."""
+"""Loading less than the configuration promises, or something else, is refused: base, adapter,
+merge; on two ranks under ZeRO-3."""
 
 import json
 import re
@@ -118,7 +119,8 @@ def test_adapters_with_more_than_low_rank_updates_load(tmp_path):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_tensors_decide_what_is_tied(same, tmp_path):
-    """config.json says tied; the head in the file is the embedding, or another one, which then is used by training and merge alike."""
+    """config.json says tied; the head in the file is the embedding, or another one, which then is
+    used by training and merge alike."""
     base = write_base(tmp_path / "base", tied=True)
     rewrite(
         base / "model.safetensors",

@@ -1,4 +1,5 @@
-"""The model whose forward is the objective: equal to stock SFT without weights, readout, token rows, checkpointing."""
+"""The model whose forward is the objective: equal to stock SFT without weights, readout, token
+rows, checkpointing."""
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ def losses(trainer: Trainer) -> list[float]:
 
 
 def test_weights_zero_is_hugging_faces_own_sft(tmp_path):
-    """20 steps of AdamW with accumulation: the same losses and parameters as the stock Trainer and loss."""
+    """20 steps of AdamW with accumulation: the same losses and parameters as the stock Trainer and
+    loss."""
     stock, ours = tiny_llama(), tiny_llama()
     attach_objective(ours, ObjectiveConfig(), [])
     fields = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -41,7 +43,8 @@ def test_weights_zero_is_hugging_faces_own_sft(tmp_path):
 
 @pytest.mark.parametrize("micro", [1, 2])
 def test_accumulation_does_not_change_the_run(tmp_path, micro):
-    """8 samples of unequal response length per step, cut into micro-batches of `micro` or taken at once: one trajectory."""
+    """8 samples of unequal response length per step, cut into micro-batches of `micro` or taken at
+    once: one trajectory."""
     objective = ObjectiveConfig(beta=0.3, distillation_weight=0.5, num_readout_layers=2)
     runs = []
     for size in (8, micro):
@@ -63,7 +66,8 @@ def test_accumulation_does_not_change_the_run(tmp_path, micro):
 
 
 def test_hidden_states_are_taken_below_the_last_layer():
-    """The readout of K layers is FinalNorm of hidden_states[-2], [-3], ... at the supervised positions, none of the last."""
+    """The readout of K layers is FinalNorm of hidden_states[-2], [-3], ... at the supervised
+    positions, none of the last."""
     model = tiny_llama()
     attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=3), [])
     seen = {}
@@ -89,7 +93,8 @@ def test_hidden_states_are_taken_below_the_last_layer():
 
 
 def test_distillation_reaches_the_layers_below_only():
-    """Its gradient (the difference that the weight makes) is zero for head, final norm and last layer, and not below."""
+    """Its gradient (the difference that the weight makes) is zero for head, final norm and last
+    layer, and not below."""
     gradients = []
     for weight in (1e-9, 1.0):
         model = tiny_llama()
@@ -136,7 +141,8 @@ def test_gradient_checkpointing_changes_nothing():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_token_rows_are_trained_saved_and_reloaded(tmp_path, tied):
-    """Under LoRA the new tokens' rows learn on both sides; nothing V x H is saved; the reloaded model gives the same logits."""
+    """Under LoRA the new tokens' rows learn on both sides; nothing V x H is saved; the reloaded
+    model gives the same logits."""
     model = add_adapter(tiny_llama(tied), ModelConfig(lora_dropout=0.0, lora_rank=4), NEW_TOKENS)
     attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -240,7 +246,8 @@ def test_saved_model_names_its_own_architecture(tmp_path):
 )
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_flattened_samples_are_the_padded_ones(objective, attention):
-    """One row without padding: the same loss and gradients as rows padded to the longest, samples of 5 to 12 tokens."""
+    """One row without padding: the same loss and gradients as rows padded to the longest, samples
+    of 5 to 12 tokens."""
     rows = [
         {name: row[name][: 12 - i].tolist() for name in ("input_ids", "labels")}
         for i, row in enumerate(samples(8))

@@ -1,4 +1,5 @@
-"""Compiles the Triton kernels for two generations of GPU, without one. Run by test_triton_backends.py, outside the interpreter."""
+"""Compiles the Triton kernels for two generations of GPU, without one. Run by
+test_triton_backends.py, outside the interpreter."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ Case = dict[str, Any]
 def make_case(
     num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, num_layers: int = 3
 ) -> Case:
-    """Random float64 input with labels that the readout finds likely; a third of each row's tokens, about 64 at most, has a reward."""
+    """Random float64 input with labels that the readout finds likely; a third of each row's tokens,
+    about 64 at most, has a reward."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -116,7 +117,8 @@ def assert_matches_reference(case: Case, goal: Objective, **options: Any) -> dic
     return actual
 
 
-# What the order of a float32 sum over the vocabulary may cost, relative to the largest entry: 32 eps. A zero is off by 1.
+# What the order of a float32 sum over the vocabulary may cost, relative to the largest entry: 32
+# eps. A zero is off by 1.
 TOLERANCE = 4e-6
 
 
@@ -126,9 +128,11 @@ def assert_as_exact_as(
     exact: dict[str, Tensor],
     scale: float = 0.0,
 ) -> None:
-    """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; the same negatives.
+    """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; the
+    same negatives.
 
-    scale: of the terms of a sum, where they may cancel (a readout that agrees with its teacher); a value may be smaller."""
+    scale: of the terms of a sum, where they may cancel (a readout that agrees with its teacher); a
+        value may be smaller."""
     assert actual.keys() == exact.keys()
     assert actual["stats"][3:].tolist() == exact["stats"][3:].tolist(), "negatives"
     for name, value in exact.items():
@@ -150,7 +154,8 @@ def assert_exact(
     scale: float = 0.0,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """A backend in `dtype` against float64 on the same (rounded) input, bounded by the error of the naive way in `dtype`."""
+    """A backend in `dtype` against float64 on the same (rounded) input, bounded by the error of the
+    naive way in `dtype`."""
     case = case | {
         name: case[name].to(dtype).double() for name in TRAINED if case.get(name) is not None
     }

@@ -1,4 +1,5 @@
-"""Every fused backend on the same ground: awkward shapes, drawn cases, memory, slabs of any size; and which backend `auto` takes."""
+"""Every fused backend on the same ground: awkward shapes, drawn cases, memory, slabs of any size;
+and which backend `auto` takes."""
 
 from __future__ import annotations
 
@@ -74,8 +75,8 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
     return case, goal, draw(st.sampled_from([1, 3000, 10**8]))
 
 
-# scale: weights of up to 2 on head entries of up to 3, in a mean over up to 9 rows. Derandomised: a drawn float64
-# threshold may fall within float32 rounding of a logit, and CI must not throw dice.
+# scale: weights of up to 2 on head entries of up to 3, in a mean over up to 9 rows. Derandomised: a
+# drawn float64 threshold may fall within float32 rounding of a logit, and CI must not throw dice.
 @pytest.mark.parametrize(
     "name, dtype, examples",
     [
@@ -108,7 +109,8 @@ def test_any_case(name: str, dtype: torch.dtype, examples: int) -> None:
 def test_slab_size_changes_no_bit_where_the_products_are_exact(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An identity head makes both products exact (one term and zeros): the gradient of a row cannot depend on its slab."""
+    """An identity head makes both products exact (one term and zeros): the gradient of a row cannot
+    depend on its slab."""
     chosen, case = backend_called(name, monkeypatch), make_case(9, 61, 61)
     case["lm_head_VH"] = torch.eye(61, dtype=torch.float64)
     results = [
@@ -158,8 +160,9 @@ def test_every_check_fails_on_a_wrong_result(
 @pytest.mark.parametrize("vocab_size", [4000, 8000])
 @pytest.mark.parametrize("num_rows", [64, 256])
 def test_peak_memory_is_the_slab_and_the_gradients(num_rows: int, vocab_size: int) -> None:
-    """Torch's own count of what one step allocates beside its input, frozen head: the slab, gradients, and no more than half of
-    the slab for lists of negatives and masks; whatever N x V is (1 to 8 MiB of full logits a layer)."""
+    """Torch's own count of what one step allocates beside its input, frozen head: the slab,
+    gradients, and no more than half of the slab for lists of negatives and masks; whatever N x V is
+    (1 to 8 MiB of full logits a layer)."""
     slab_bytes, hidden_size, num_layers = 2**20, 32, 2
     case = make_case(num_rows, vocab_size, hidden_size, num_layers)
     inputs = case | {
@@ -179,7 +182,8 @@ def test_peak_memory_is_the_slab_and_the_gradients(num_rows: int, vocab_size: in
 
 
 def test_auto_takes_rows_unless_only_few_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """V = 1000, ensemble: 8,000 bytes a token. 80 tokens fit into 640,000 bytes; 79 do into less, too few for more than 79 tokens."""
+    """V = 1000, ensemble: 8,000 bytes a token. 80 tokens fit into 640,000 bytes; 79 do into less,
+    too few for more than 79 tokens."""
     case = make_case(4, 11)
     states = fused.States(case["hidden_NH"].float(), case["readout_KNH"].float(), False)
     assert backends._automatic(states, 4096, 1000, 1) == "row_slab"  # the CPU

@@ -133,7 +133,8 @@ def test_items_are_given_where_they_are_the_negatives(
 
 @pytest.mark.parametrize("backend", CONCRETE_BACKENDS)
 def test_ignored_rows_are_dropped_with_their_rewards(backend: str) -> None:
-    """Rows 0, 2 and 6 of 7 ignored, NaN in their states: as if only 1, 3, 4, 5 had been given, rewards included."""
+    """Rows 0, 2 and 6 of 7 ignored, NaN in their states: as if only 1, 3, 4, 5 had been given,
+    rewards included."""
     case, kept = make_case(), torch.tensor([1, 3, 4, 5])
     ignored = case | {name: case[name].clone() for name in ("hidden_NH", "readout_KNH", "labels_N")}
     dropped = torch.tensor([0, 2, 6])
@@ -181,7 +182,8 @@ def test_no_label_is_zero_and_still_connected(goal: Any, num_rows: int, num_toke
 
 @pytest.mark.parametrize("backend", CONCRETE_BACKENDS)
 def test_normaliser(backend: str) -> None:
-    """Two halves, each divided by the tokens of the whole, sum to the whole: loss, statistics and head gradient."""
+    """Two halves, each divided by the tokens of the whole, sum to the whole: loss, statistics and
+    head gradient."""
     case = make_case(num_rows=6) | {"token_rewards": None}
     goal = objective(beta=0.7, distillation_weight=0.6)
     whole = run(case, goal, backend)
@@ -249,7 +251,8 @@ def test_auto_is_row_slab_and_autocast_changes_nothing() -> None:
 
 @pytest.mark.parametrize("backend", CONCRETE_BACKENDS)
 def test_repeated_reward_entries_add_up(backend: str) -> None:
-    """r(y) given as 1/2 + 1/4 on a row whose only negative has 1/4: the example of test_reference, 1.25 log 2."""
+    """r(y) given as 1/2 + 1/4 on a row whose only negative has 1/4: the example of test_reference,
+    1.25 log 2."""
     states = torch.tensor([[2.0, 1.0, 1.0]]).log()
     readout = torch.tensor([[[1.0, 2.0, 0.1]]]).log()
     rewards = (torch.tensor([0, 3]), torch.tensor([0, 1, 0]), torch.tensor([0.5, 0.25, 0.25]))
@@ -268,7 +271,8 @@ def test_repeated_reward_entries_add_up(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", CONCRETE_BACKENDS)
 def test_rows_without_reward(backend: str) -> None:
-    """No entry at all, and entries of 0 only: the reward term is 0 and leaves the gradients alone."""
+    """No entry at all, and entries of 0 only: the reward term is 0 and leaves the gradients
+    alone."""
     case, plain = make_case(), run(make_case(), objective(), backend)
     offsets, token_ids, values = case["token_rewards"]
     goal = objective(reward_weight=0.4)

@@ -1,4 +1,5 @@
-"""The matrix products behind row_slab: low-precision heads, and no memory of the head's size beside a frozen one."""
+"""The matrix products behind row_slab: low-precision heads, and no memory of the head's size beside
+a frozen one."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ def test_low_precision_head_is_read_in_tiles(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("target", ["lm_head_VH", "hidden_NH"])
 def test_mixed_precision_products_of_cuda(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's bfloat16-in, float32-out product played on the CPU: the same results but for rounding states and gradients
-    to bfloat16 (2^-9 relative each)."""
+    """CUDA's bfloat16-in, float32-out product played on the CPU: the same results but for rounding
+    states and gradients to bfloat16 (2^-9 relative each)."""
     plain_mm = torch.mm
 
     def mixed_mm(
@@ -50,7 +51,8 @@ def test_mixed_precision_products_of_cuda(target: str, monkeypatch: pytest.Monke
 
 
 class LargeTensors(TorchDispatchMode):
-    """Records operations that make a new tensor of the given number of elements (views have an input's storage)."""
+    """Records operations that make a new tensor of the given number of elements (views have an
+    input's storage)."""
 
     def __init__(self, num_elements: int) -> None:
         super().__init__()
@@ -69,7 +71,8 @@ class LargeTensors(TorchDispatchMode):
 def test_a_frozen_head_costs_no_memory_of_its_size(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """V x H = 60,000 elements; logits, states and tiles stay far below. Training the head must show up."""
+    """V x H = 60,000 elements; logits, states and tiles stay far below. Training the head must show
+    up."""
     monkeypatch.setattr(head_gemm, "TILE_TOKENS", 16)
     case = with_new_tokens(make_case(2, 200, 300, 2), 1, 2)
     with LargeTensors(200 * 300) as frozen:

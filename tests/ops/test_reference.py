@@ -1,4 +1,5 @@
-"""The specification against numbers worked by hand (in the docstrings here and in ilrec/ops/reference.py)."""
+"""The specification against numbers worked by hand (in the docstrings here and in
+ilrec/ops/reference.py)."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def test_weights() -> None:
 def test_preference_penalises_logits_of_either_sign(
     negative_logit: float, plain: float, penalised: float
 ) -> None:
-    """beta = 1, w = 1: z = 1 -> 2, z = -1 -> 0. A penalty of z (1 + w) would have moved -1 to -2: a reward."""
+    """beta = 1, w = 1: z = 1 -> 2, z = -1 -> 0. A penalty of z (1 + w) would have moved -1 to -2: a
+    reward."""
     z = tensor([0, negative_logit])
     weights = tensor([0, 1])
     assert reference.preference_loss(z, 0 * weights, LABEL_0, 1.0).item() == pytest.approx(
@@ -104,7 +106,8 @@ def test_preference_penalises_logits_of_either_sign(
 
 
 def test_distillation() -> None:
-    """KL((1/2, 1/2) || (1/4, 3/4)) = log(4/3) / 2, and the same over the candidates when a third token takes half."""
+    """KL((1/2, 1/2) || (1/4, 3/4)) = log(4/3) / 2, and the same over the candidates when a third
+    token takes half."""
     expected = pytest.approx(math.log(4 / 3) / 2, abs=1e-12)
     assert (
         reference.distillation_loss(tensor([1, 1]).log(), tensor([1, 3]).log(), None).item()
@@ -156,10 +159,10 @@ def test_effective_head() -> None:
 def test_whole_objective_by_hand(backend: str) -> None:
     """H = V = 3 and the identity as head, so that logits are the states; y = 0.
 
-    z = log(4, 2, 2) + log 2 = log(8, 4, 4), so P = (1/2, 1/4, 1/4). Two readout layers log(1, 16, 1) and log(4, 1, 4):
-    their mean is e = log(2, 4, 2), so Pe = (1/4, 1/2, 1/4); alpha = 1.5 gives S = {1} (2 >= 1.5 > 1), w = 1.
-    beta = 1/2: z'_1 = 1.5 log 4 = log 8. preference = log((8 + 8 + 4) / 8) = log 2.5.
-    distillation = log(2)/2 + log(1/2)/4 + 0 = log(2)/4.
+    z = log(4, 2, 2) + log 2 = log(8, 4, 4), so P = (1/2, 1/4, 1/4). Two readout layers log(1, 16,
+    1) and log(4, 1, 4): their mean is e = log(2, 4, 2), so Pe = (1/4, 1/2, 1/4); alpha = 1.5 gives
+    S = {1} (2 >= 1.5 > 1), w = 1. beta = 1/2: z'_1 = 1.5 log 4 = log 8. preference = log((8 + 8 +
+    4) / 8) = log 2.5. distillation = log(2)/2 + log(1/2)/4 + 0 = log(2)/4.
     reward r = (3/4, 1/4, -): 1.25 log 2 as above. With lambda = 2, mu = 4, 2 tokens:
     (log 2.5 + log(2)/2 + 5 log 2) / 2.
     """
@@ -185,8 +188,10 @@ def test_whole_objective_by_hand(backend: str) -> None:
 def test_gradients_by_hand(backend: str) -> None:
     """The example above, lambda = 2, mu = 0, identity head, beta = 1/2.
 
-    P' = (8, 8, 4)/20, slope of z'_1 is 1 + 1/2: d/dh = (0.4 - 1, 0.4 * 1.5, 0.2) = (-0.6, 0.6, 0.2).
-    d/de = 2 (Pe - P) = (-1/2, 1/2, 0), half of it to each of the two layers. The head: d/dh outer h.
+    P' = (8, 8, 4)/20, slope of z'_1 is 1 + 1/2: d/dh = (0.4 - 1, 0.4 * 1.5, 0.2) = (-0.6, 0.6,
+    0.2).
+    d/de = 2 (Pe - P) = (-1/2, 1/2, 0), half of it to each of the two layers. The head: d/dh outer
+    h.
     """
     states = tensor([8, 4, 4]).log().requires_grad_()
     readout = torch.stack([tensor([1, 16, 1]), tensor([4, 1, 4])]).log().requires_grad_()
@@ -200,7 +205,8 @@ def test_gradients_by_hand(backend: str) -> None:
 
 
 def test_per_layer_distillation_by_hand() -> None:
-    """P = (1/2, 1/2); layers (1/4, 3/4) and (1/2, 1/2): the mean of log(4/3)/2 and 0. The ensemble would be another."""
+    """P = (1/2, 1/2); layers (1/4, 3/4) and (1/2, 1/2): the mean of log(4/3)/2 and 0. The ensemble
+    would be another."""
     states, readout = tensor([1, 1]).log(), torch.stack([tensor([1, 3]), tensor([1, 1])]).log()
     goal = objective(beta=0.0, distillation_weight=1.0, distillation_target="per_layer")
     for backend in ("reference", "row_slab"):

@@ -1,4 +1,5 @@
-"""row_slab against the specification: values and all gradients, exactly in float64, within rounding below it."""
+"""row_slab against the specification: values and all gradients, exactly in float64, within rounding
+below it."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_candidates(target: str, max_negatives: int) -> None:
 
 
 def test_no_negatives_is_plain_cross_entropy_exactly() -> None:
-    """Labels that the readout ranks first and alpha = 1 leave S empty: beta cannot matter, not even in the last bit.
+    """Labels that the readout ranks first and alpha = 1 leave S empty: beta cannot matter, not even
+    in the last bit.
 
     Against SFT, which projects half the rows, the matrix product itself may round differently."""
     case = make_case()
@@ -104,8 +106,9 @@ def test_one_negative_and_all(rank: int, alpha: float, count: int) -> None:
 def test_ties_and_the_inclusive_threshold(cap: int) -> None:
     """Small integers make float64 logits exact; every third head row is the same.
 
-    Row 0, h = (1, 1), y = 0: the tokens 0, 3, 6, ... tie with the label at 2, the others lie at 0: S = {3, 6, ..., 30},
-    cut to the smallest ids. Row 1, h = (2, -1), y = 3: ten tokens tie at 1 and eleven lie at 3, S has 21."""
+    Row 0, h = (1, 1), y = 0: the tokens 0, 3, 6, ... tie with the label at 2, the others lie at 0:
+    S = {3, 6, ..., 30}, cut to the smallest ids. Row 1, h = (2, -1), y = 3: ten tokens tie at 1 and
+    eleven lie at 3, S has 21."""
     head = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64).repeat(11, 1)
     hidden = torch.tensor([[1.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
     case = {
@@ -125,7 +128,8 @@ def test_ties_and_the_inclusive_threshold(cap: int) -> None:
 
 
 def test_the_penalty_moves_the_loss_exactly_when_there_are_negatives() -> None:
-    """Row by row: beta changes the preference term iff |S_n| > 0, and only upwards, negative logits included."""
+    """Row by row: beta changes the preference term iff |S_n| > 0, and only upwards, negative logits
+    included."""
     case = make_case(num_rows=40) | {"token_rewards": None}
     case["labels_N"] = torch.randint(61, (40,), generator=torch.Generator().manual_seed(1))
     best = (case["readout_KNH"].mean(0) @ case["lm_head_VH"].T).argmax(1)
@@ -148,7 +152,8 @@ def test_the_penalty_moves_the_loss_exactly_when_there_are_negatives() -> None:
 
 @pytest.mark.parametrize("target", ["ensemble", "per_layer"])
 def test_new_token_rows_equal_a_materialised_head(target: str) -> None:
-    """Rows beside the head give what the same rows inside it give; the replaced head rows get no gradient."""
+    """Rows beside the head give what the same rows inside it give; the replaced head rows get no
+    gradient."""
     goal = dataclasses.replace(FULL, distillation_target=target)
     beside = with_new_tokens(make_case(), 60, 0, 5)
     beside["labels_N"][:2] = torch.tensor([5, 60])
@@ -181,7 +186,8 @@ def test_gradients_only_where_wanted(frozen: tuple[str, ...]) -> None:
 
 
 def test_distillation_teaches_the_readout_only() -> None:
-    """The gradients of hidden states, head and new rows do not depend on lambda; the readout's is linear in it."""
+    """The gradients of hidden states, head and new rows do not depend on lambda; the readout's is
+    linear in it."""
     case = with_new_tokens(make_case(), 3, 4)
     once, twice = run(case, FULL), run(case, dataclasses.replace(FULL, distillation_weight=1.2))
     for name in ("hidden_NH", "lm_head_VH", "new_token_rows_RH"):
@@ -244,7 +250,8 @@ def test_evaluation_equals_training_and_makes_no_gradient(monkeypatch: pytest.Mo
     ],
 )
 def test_gradcheck(goal: Objective, learns: tuple[str, ...]) -> None:
-    """Finite differences, for the inputs that no stopped gradient (selection, weights, teacher) depends on."""
+    """Finite differences, for the inputs that no stopped gradient (selection, weights, teacher)
+    depends on."""
     case = with_new_tokens(make_case(3, 11, 4, 2), 7, 2)
     leaves = [case[name].requires_grad_() for name in learns]
     assert torch.autograd.gradcheck(
@@ -258,7 +265,8 @@ def test_gradcheck(goal: Objective, learns: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target", ["ensemble", "per_layer"])
 def test_rounding_error_is_that_of_the_naive_computation(dtype: torch.dtype, target: str) -> None:
-    """err(row_slab) <= 3 err(reference in the same precision) + tol, both against float64 on the same rounded input."""
+    """err(row_slab) <= 3 err(reference in the same precision) + tol, both against float64 on the
+    same rounded input."""
     case = with_new_tokens(make_case(16, 507, 33, 4), 3, 500)
     for name in TRAINED:
         case[name] = case[name].to(dtype).double()
@@ -275,7 +283,8 @@ def test_rounding_error_is_that_of_the_naive_computation(dtype: torch.dtype, tar
 
 
 def test_a_large_penalty_does_not_overflow_float32() -> None:
-    """z_1 = 300, y at 0, beta = 1, w = 1: z'_1 = 600 and the loss is 600, though e^300 is infinite in float32."""
+    """z_1 = 300, y at 0, beta = 1, w = 1: z'_1 = 600 and the loss is 600, though e^300 is infinite
+    in float32."""
     states = torch.tensor([[0.0, 300.0]], requires_grad=True)
     loss, _ = cross_layer_loss(
         states, states.detach()[None], torch.eye(2), torch.tensor([0]), objective=objective()
@@ -307,7 +316,8 @@ def slightly_larger_weight(original: Callable[..., Any]) -> Callable[..., Any]:
 def test_the_comparison_notices_a_wrong_gradient(
     monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[..., Any]
 ) -> None:
-    """A gradient made with a weight 0.1 or 0.01 per cent off, loss untouched, must fail the tests above."""
+    """A gradient made with a weight 0.1 or 0.01 per cent off, loss untouched, must fail the tests
+    above."""
     monkeypatch.setattr(row_math, name, change(getattr(row_math, name)))
     with pytest.raises(AssertionError):
         assert_matches_reference(make_case(), FULL)

@@ -1,4 +1,5 @@
-"""Both Triton backends (row_slab's kernel, vocab_stream) against float64: in Triton's interpreter without a GPU, on CUDA with one."""
+"""Both Triton backends (row_slab's kernel, vocab_stream) against float64: in Triton's interpreter
+without a GPU, on CUDA with one."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def test_candidates(target: str, max_negatives: int, first: int, triton_backend:
 def test_list_and_cap_full_and_overflowing(
     num_negatives: int, max_negatives: int, triton_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lists and cap of 8: labels at rank |S| with alpha just below 1 make S exactly the tokens before them."""
+    """Lists and cap of 8: labels at rank |S| with alpha just below 1 make S exactly the tokens
+    before them."""
     monkeypatch.setattr(vocab_stream, "LIST_LENGTH", 8)
     case = make_case(4, 307)
     case["labels_N"] = (case["readout_KNH"].mean(0) @ case["lm_head_VH"].T).argsort(
@@ -110,7 +112,8 @@ def test_ties_and_the_inclusive_threshold(cap: int, triton_backend: str) -> None
 
 
 def test_minus_infinity_and_huge_logits(backend: str) -> None:
-    """h = (1e30, 1), head rows (-1e10, x) give logits of -1e40: -inf in float32. Others are near 1e4: e^z overflows."""
+    """h = (1e30, 1), head rows (-1e10, x) give logits of -1e40: -inf in float32. Others are near
+    1e4: e^z overflows."""
     head = torch.tensor(
         [[0.0, 1e4], [-1e10, 1.0], [0.0, 1e4 - 2], [0.0, -1e4], [-1e10, -3.0]], dtype=torch.float64
     )
@@ -202,7 +205,8 @@ def test_evaluation_equals_training(triton_backend: str) -> None:
 
 
 def test_kernels_compile_for_a_gpu() -> None:
-    """The interpreter accepts what the compiler refuses (types that change within a loop). Compiling needs no GPU."""
+    """The interpreter accepts what the compiler refuses (types that change within a loop).
+    Compiling needs no GPU."""
     result = launch(
         "python", str(Path(__file__).parent / "compile_kernels.py"), PYTHONPATH=str(ROOT)
     )

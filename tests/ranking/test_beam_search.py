@@ -44,7 +44,8 @@ def left_padded(prompts):
 
 @torch.inference_mode()
 def exhaustive(model, prompt):
-    """Score of each item: the sum of its tokens' log-probabilities, without cache, padding or batch."""
+    """Score of each item: the sum of its tokens' log-probabilities, without cache, padding or
+    batch."""
     scores = []
     for sequence in SEQUENCES:
         logps = model(torch.tensor([prompt + sequence])).logits[0].log_softmax(-1)
@@ -93,7 +94,8 @@ def test_padding_and_company_do_not_matter(model):
 
 @pytest.mark.parametrize("num_beams", [2, 8])
 def test_excluded_items_take_no_beam(model, num_beams):
-    """None for the first user; one leaf's first item, a whole branch; everything. Two beams find as many items as are left."""
+    """None for the first user; one leaf's first item, a whole branch; everything. Two beams find as
+    many items as are left."""
     excluded = [[], [4, 2, 0, 1, 7, 3], list(range(8))]
     items, scores = trie_beam_search(
         model, *left_padded(PROMPTS), ItemTrie.from_sequences(SEQUENCES), num_beams, excluded

@@ -7,13 +7,15 @@ from ilrec.ranking.metrics import NOT_RANKED, ranking_metrics, ranks_from_lists,
 
 
 def test_ranks_from_scores_count_ties_against_the_target():
-    """Row 0: .9 and .5 are above .3: rank 3. Row 1: all tied: rank 4 of 4. Row 2: the best: rank 1."""
+    """Row 0: .9 and .5 are above .3: rank 3. Row 1: all tied: rank 4 of 4. Row 2: the best: rank
+    1."""
     scores = torch.tensor([[0.9, 0.3, 0.5, 0.1], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 2.0]])
     assert ranks_from_scores(scores, torch.tensor([1, 2, 3])).tolist() == [3, 4, 1]
 
 
 def test_ranks_from_lists():
-    """Row 0: second. Row 1: tied with the first (one leaf): rank 2. Row 2: absent. Row 3: padding does not count."""
+    """Row 0: second. Row 1: tied with the first (one leaf): rank 2. Row 2: absent. Row 3: padding
+    does not count."""
     items = torch.tensor([[4, 7, 1], [4, 7, 1], [4, 7, 1], [7, -1, -1]])
     scores = torch.tensor(
         [[-1.0, -2, -3], [-1, -1, -3], [-1, -2, -3], [-1, -torch.inf, -torch.inf]]
@@ -29,7 +31,8 @@ def test_ranks_from_lists():
 def test_metrics_by_hand():
     """Ranks 1, 2, 6, absent. hit@1 = 1/4, hit@5 = 2/4, hit@10 = 3/4.
 
-    ndcg@5 = (1 + 1/log2 3) / 4 = (1 + .63093) / 4 = .407732; ndcg@10 adds 1/log2 7 = .356207: .496784.
+    ndcg@5 = (1 + 1/log2 3) / 4 = (1 + .63093) / 4 = .407732; ndcg@10 adds 1/log2 7 = .356207:
+    .496784.
     """
     metrics = ranking_metrics(torch.tensor([1, 2, 6, NOT_RANKED]), (1, 5, 10))
     assert metrics == pytest.approx(

@@ -73,7 +73,8 @@ def test_logits_are_the_exact_product_of_states_and_weights(kind, dtype):
 
 @torch.inference_mode()
 def test_what_bfloat16_ties_is_told_apart():
-    """The reason for it: 2,000 tokens have about 1,000 different logits in bfloat16, and about 2,000 in float32."""
+    """The reason for it: 2,000 tokens have about 1,000 different logits in bfloat16, and about
+    2,000 in float32."""
     model = make_model("untied", torch.bfloat16)
     rounded = model(IDS, logits_to_keep=1).logits[0, -1].float()
     score_in_float32(model)

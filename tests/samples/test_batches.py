@@ -1,4 +1,5 @@
-"""Token budgets: every sample once, never over budget, the same number of batches each epoch and for each rank."""
+"""Token budgets: every sample once, never over budget, the same number of batches each epoch and
+for each rank."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def test_padded_by_hand():
 
 
 def test_flattened_by_hand():
-    """21 tokens under 11. Dealt from the longest to two batches: 9 2 2 and 5 3, of which one has 13; to three: 9, 5 2 and 3 2."""
+    """21 tokens under 11. Dealt from the longest to two batches: 9 2 2 and 5 3, of which one has
+    13; to three: 9, 5 2 and 3 2."""
     plan = plan_flattened(np.array([2, 2, 3, 5, 9]), 11)
     batches = np.split(plan.places_S, plan.ends_B[:-1])
     assert sorted(sorted(np.array([2, 2, 3, 5, 9])[batch].tolist()) for batch in batches) == [

@@ -39,7 +39,8 @@ def test_prompt_collator_pads_on_the_left_and_hides_the_response():
 
 
 def test_flattened_row_is_the_samples_one_after_the_other():
-    """Nothing padded; positions begin anew; boundaries are given where they are asked for (cumulated lengths)."""
+    """Nothing padded; positions begin anew; boundaries are given where they are asked for
+    (cumulated lengths)."""
     builder = make_builder()
     first, second = builder.sample([3], 1), builder.sample([0, 1], 2)
     lengths = [len(first["input_ids"]), len(second["input_ids"])]

@@ -49,7 +49,8 @@ def make_builder(
 
 
 def make_dataset() -> InteractionDataset:
-    """Training parts: [0 1 2], [3], [1 0]; so three targets with a history: user 0's items 1 and 2, user 2's item 0."""
+    """Training parts: [0 1 2], [3], [1 0]; so three targets with a history: user 0's items 1 and 2,
+    user 2's item 0."""
     sequences = [[0, 1, 2, 3, 0], [3, 1, 0], [1, 0, 2, 3]]
     return InteractionDataset(
         "tiny", ["x", "y", "z"], ["0", "1", "2", "3"], Ragged.from_rows(sequences), TITLES, 0, ""
@@ -61,7 +62,8 @@ def read(ids: list[int]) -> str:
 
 
 def test_sample_is_prompt_and_response():
-    """Prompt: < "a", "bb"> and response: "c" and the end token; the labels are the response alone."""
+    """Prompt: < "a", "bb"> and response: "c" and the end token; the labels are the response
+    alone."""
     builder = make_builder()
     sample = builder.sample(np.array([0, 1]), 2)
     assert read(sample["input_ids"]) == '< "a", "bb"> "c"</s>'
@@ -80,7 +82,8 @@ def test_beginning_token_only_where_the_tokenizer_adds_it():
 
 
 def test_history_loses_its_oldest_items():
-    """max_history_items 2 keeps the newest two. The sample carries the whole history: SASRec cuts its own."""
+    """max_history_items 2 keeps the newest two. The sample carries the whole history: SASRec cuts
+    its own."""
     builder = make_builder(max_history_items=2)
     sample = builder.sample([0, 1, 2, 3], 0)
     assert read(sample["input_ids"]) == '< "c", "d"> "a"</s>'
@@ -98,7 +101,8 @@ def test_history_loses_its_oldest_items():
     ],
 )
 def test_history_fits_beside_the_longest_response(max_length: int, prompt: str):
-    """Items are 4, 5 and 4 tokens. Fixed: < and >, the longest response, 5, and its end: 8. With the history:
+    """Items are 4, 5 and 4 tokens. Fixed: < and >, the longest response, 5, and its end: 8. With
+    the history:
 
     a, bb, c: 4 + 5 + 4 and 2 separators, 23 in all; bb, c: 5 + 4 and 1, 18 in all; c: 12 in all.
     """

@@ -1,4 +1,5 @@
-"""`supervision: every_item`: windows, what they supervise, and that ranking shows a target the same tokens as training did."""
+"""`supervision: every_item`: windows, what they supervise, and that ranking shows a target the same
+tokens as training did."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from ilrec.samples.windows import TrainingWindows, cut_windows
 
 
 def test_one_sequence_with_every_item_but_the_first_supervised():
-    """Quoted titles are no beginnings of each other: an item ends without an end token, the comma is not learnt."""
+    """Quoted titles are no beginnings of each other: an item ends without an end token, the comma
+    is not learnt."""
     window = make_builder(every_item=True).window(np.array([0, 1, 2, 3]), 0, 1, 3)
     assert read(window["input_ids"]) == '< "a", "bb", "c"'
     learnt = "".join("." if label == IGNORE_INDEX else "x" for label in window["labels"])
@@ -43,7 +45,8 @@ def test_an_end_token_where_one_item_begins_another():
 
 @pytest.mark.parametrize("with_bos", [False, True])
 def test_ranking_shows_what_training_showed(with_bos: bool):
-    """The tokens before each target of a window are the prompt of its history in the window, the tokens learnt its response."""
+    """The tokens before each target of a window are the prompt of its history in the window, the
+    tokens learnt its response."""
     builder = make_builder(every_item=True, with_bos=with_bos)
     items, begin, first, end = np.array([3, 0, 1, 2, 1, 3]), 1, 3, 6
     window = builder.window(items, begin, first, end)
@@ -60,7 +63,8 @@ def test_ranking_shows_what_training_showed(with_bos: bool):
 
 
 def cut(users: list[list[int]], max_items: int, max_tokens: int) -> list[list[int]]:
-    """cut_windows of users whose items have these numbers of tokens, with two held-out items after each."""
+    """cut_windows of users whose items have these numbers of tokens, with two held-out items after
+    each."""
     sequences = Ragged.from_rows([[*num_tokens, 3, 3] for num_tokens in users])
     before_E1 = np.concatenate([[0], np.cumsum(sequences.values)])
     return cut_windows(sequences.without_last(2), before_E1, max_items, max_tokens).tolist()
@@ -73,7 +77,8 @@ def cut(users: list[list[int]], max_items: int, max_tokens: int) -> list[list[in
 )
 @settings(deadline=None, derandomize=True, database=None)
 def test_each_target_once_with_its_context(users: list[list[int]], max_items: int, max_tokens: int):
-    """Every place but the first once, in order; a window fits; a target has a predecessor, and half a window of them if that fits."""
+    """Every place but the first once, in order; a window fits; a target has a predecessor, and half
+    a window of them if that fits."""
     all_windows = cut(users, max_items, max_tokens)
     assert [user for user, *_ in all_windows] == sorted(user for user, *_ in all_windows)
     for user, num_tokens in enumerate(users):
@@ -120,7 +125,8 @@ def test_lengths_without_rendering(every_item: bool, max_length: int):
 
 
 def test_no_held_out_item_is_ever_in_a_training_sequence():
-    """All users of a random data set, each with items of its own, so that a leak of any item shows: neither fed nor learnt."""
+    """All users of a random data set, each with items of its own, so that a leak of any item shows:
+    neither fed nor learnt."""
     rng = np.random.default_rng(0)
     sequences, first = [], 0
     for length in rng.integers(3, 40, size=60):

@@ -206,7 +206,8 @@ def test_columns_must_be_named(data, tmp_path):
 
 
 def test_quotes_in_tsv_are_kept_or_read_and_the_report_says_so(tmp_path, capsys):
-    """A title that opens a quote stays one line; what a program quoted is read as it meant with --quoted_tsv."""
+    """A title that opens a quote stays one line; what a program quoted is read as it meant with
+    --quoted_tsv."""
     clicks, items = tmp_path / "clicks.tsv", tmp_path / "items.tsv"
     clicks.write_text(
         "u\ti\tt\n" + "".join(f"u{u}\ti{(u + k) % 4}\t{k}\n" for u in range(4) for k in range(4))

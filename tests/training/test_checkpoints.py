@@ -1,4 +1,5 @@
-"""What makes a checkpoint complete, which one a run goes on from, what is removed, who may write."""
+"""What makes a checkpoint complete, which one a run goes on from, what is removed, who may
+write."""
 
 import errno
 import json
@@ -187,7 +188,8 @@ def names(directory: Path) -> set[str]:
 
 
 def test_a_fresh_start_moves_the_earlier_run_aside(tmp_path, caplog):
-    """Else checkpoint-100 of that run would count as newer than this run's 10, which would be removed, and be gone on from."""
+    """Else checkpoint-100 of that run would count as newer than this run's 10, which would be
+    removed, and be gone on from."""
     for step in (50, 100):
         checkpoint(tmp_path, step)
     (tmp_path / "metrics.jsonl").write_text("of that run")

@@ -1,4 +1,5 @@
-"""What a checkpoint is known by: every setting but those that may change, and what lies at the paths."""
+"""What a checkpoint is known by: every setting but those that may change, and what lies at the
+paths."""
 
 import dataclasses
 import json

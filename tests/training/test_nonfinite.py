@@ -7,7 +7,8 @@ from ilrec.training.nonfinite import IdentifiedCollator, describe_nonfinite, kee
 
 
 def test_ranks_are_told_apart():
-    """Four ranks, K = 2: L-2 and L-1 on rank 3, the last layer on ranks 1 and 3, the loss on those and on rank 2."""
+    """Four ranks, K = 2: L-2 and L-1 on rank 3, the last layer on ranks 1 and 3, the loss on those
+    and on rank 2."""
     text = describe_nonfinite([[0, 0, 0, 0], [5, 0, 0, 1], [0, 0, 0, 1], [7, 7, 6, 1]])
     assert text.startswith(
         "NaN or inf in readout layer L-2's hidden states (rank 3: 6 tokens); readout layer L-1's hidden states "

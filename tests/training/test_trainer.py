@@ -1,4 +1,5 @@
-"""Rewards, means that are logged, and the stop at NaN; the loop itself is tested in test_model.py and test_train.py."""
+"""Rewards, means that are logged, and the stop at NaN; the loop itself is tested in test_model.py
+and test_train.py."""
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ TRIE = ItemTrie.from_sequences([[5, 1, 9], [5, 2, 9], [3, 9]])
 
 
 def test_rewards_stand_in_the_order_of_the_supervised_tokens():
-    """Targets 0 (3 tokens) and 2 (2 tokens): 5 rows, as many as labels; each row sums to 1 and lists the trie's children."""
+    """Targets 0 (3 tokens) and 2 (2 tokens): 5 rows, as many as labels; each row sums to 1 and
+    lists the trie's children."""
     torch.manual_seed(0)
     sasrec = SASRec(3, SASRecConfig(hidden_size=8)).eval()
     samples = [
@@ -71,7 +73,8 @@ def test_rewards_of_every_item_are_those_of_each_alone():
 
 
 def test_continuations_without_a_filter_are_the_same_tokens():
-    """After nothing 3 or 5, after 5 1 or 2, then the end: those of the trie's nodes on target 0's path."""
+    """After nothing 3 or 5, after 5 1 or 2, then the end: those of the trie's nodes on target 0's
+    path."""
     sample = {
         "input_ids": [7, 5, 1, 9],
         "labels": [-100, 5, 1, 9],
@@ -105,7 +108,8 @@ def test_no_token_at_all_divides_by_nothing():
 
 
 def trainer_with_hook(tmp_path, layer: int, bad_call: int, max_steps: int = 2) -> ILRecTrainer:
-    """Layer `layer` of 4 writes inf in its `bad_call`-th call (0: never). Two micro-batches of 2 samples per step."""
+    """Layer `layer` of 4 writes inf in its `bad_call`-th call (0: never). Two micro-batches of 2
+    samples per step."""
     model = tiny_llama()
     calls = []
 
@@ -131,7 +135,8 @@ def trainer_with_hook(tmp_path, layer: int, bad_call: int, max_steps: int = 2) -
 
 
 def test_nonfinite_states_end_the_training_before_the_step(tmp_path):
-    """The 4th micro-batch is step 2's last: the parameters are those of a run that ended after step 1."""
+    """The 4th micro-batch is step 2's last: the parameters are those of a run that ended after step
+    1."""
     clean, spoilt = (
         trainer_with_hook(tmp_path, 2, bad_call=0, max_steps=1),
         trainer_with_hook(tmp_path, 2, bad_call=4),

@@ -1,4 +1,5 @@
-"""The checks around ZeRO-3 that need no ranks: contradictions between ds_config and recipe, and empty saved tensors."""
+"""The checks around ZeRO-3 that need no ranks: contradictions between ds_config and recipe, and
+empty saved tensors."""
 
 import json
 import os
@@ -115,7 +116,8 @@ def test_nothing_that_a_checkpoint_holds_is_run(tmp_path):
 
 
 def test_states_are_pickled_as_data_on_every_python():
-    """3.11.0 to 3.11.3 would write an enum's member as a call of getattr, which nothing opened as data may name."""
+    """3.11.0 to 3.11.3 would write an enum's member as a call of getattr, which nothing opened as
+    data may name."""
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     zero3.allow_state_classes()

@@ -1,9 +1,12 @@
-"""The contestants of tools/benchmarks/benchmark_ops.py and the input they are given: one table, one small function each.
+"""The contestants of tools/benchmarks/benchmark_ops.py and the input they are given: one table, one
+small function each.
 
-A contestant is its name, what it computes, and a function from a `Case` to the loss. Contestants that compute the same thing are
-checked against each other before anything is timed. To add one, add a line to CONTESTANTS.
+A contestant is its name, what it computes, and a function from a `Case` to the loss. Contestants
+that compute the same thing are checked against each other before anything is timed. To add one, add
+a line to CONTESTANTS.
 
-Shape letters: B samples, T positions of each, N = B * T tokens, S of them supervised, K readout layers, H hidden, V vocabulary.
+Shape letters: B samples, T positions of each, N = B * T tokens, S of them supervised, K readout
+    layers, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from ilrec.ops.reference import (
 
 THREE_TERMS, CROSS_ENTROPY, DIVERGENCE = "three terms", "cross-entropy only", "distillation only"
 
-# A last layer with logits of this spread and readouts this far from it find about ten hard negatives a token, as in training.
+# A last layer with logits of this spread and readouts this far from it find about ten hard
+# negatives a token, as in training.
 LOGIT_SPREAD, READOUT_NOISE, LABEL_RANKS, REWARDS_PER_ROW = 3.0, 0.7, 8, 64
 ROWS_AT_A_TIME = 256
 
@@ -86,7 +90,8 @@ class Case:
         return list(zip(token_ids_E.split(sizes), values_E.split(sizes), strict=True))
 
     def first_samples(self, num_samples: int) -> Case:
-        """The first samples alone, copied, so that nothing of the whole is kept alive or differentiated."""
+        """The first samples alone, copied, so that nothing of the whole is kept alive or
+        differentiated."""
         num_rows = num_samples * (len(self.labels_N) // self.num_samples)
         offsets_N1, token_ids_E, values_E = self.rewards
         num_entries = int(offsets_N1[num_rows])
@@ -120,7 +125,8 @@ class Layout:
 def make_case(
     layout: Layout, objective: Objective, num_samples: int, length: int = 1, num_targets: int = 1
 ) -> Case:
-    """Random states whose readout finds the label likely, but seldom first; rewards on the readout's favourites and at random."""
+    """Random states whose readout finds the label likely, but seldom first; rewards on the
+    readout's favourites and at random."""
     device, dtype, hidden_size = layout.device, layout.dtype, layout.hidden_size
     generator = torch.Generator(device).manual_seed(0)
     normal = partial(torch.randn, generator=generator, device=device)
@@ -209,11 +215,12 @@ def reference_loss(case: Case) -> Tensor:
 
 
 def released_loss(case: Case) -> Tensor:
-    """(b) The way of the released code, written anew, with this project's equations: logits of every position of every prompt for
-    every layer, then a Python loop over the supervised tokens.
+    """(b) The way of the released code, written anew, with this project's equations: logits of
+    every position of every prompt for every layer, then a Python loop over the supervised tokens.
 
-    The loop is given the supervised rows gathered in one step. Indexing [B, T, V] logits token by token would be worse by far: each
-    token's backward pass would fill another [B, T, V] tensor with zeros.
+    The loop is given the supervised rows gathered in one step. Indexing [B, T, V] logits token by
+    token would be worse by far: each token's backward pass would fill another [B, T, V] tensor with
+        zeros.
     """
     dtype = torch.promote_types(case.head_VH.dtype, torch.float32)
     states_GBTH = [
@@ -327,8 +334,10 @@ def _library_runs(package: str, case: Case) -> str | None:
 class Contestant:
     """`missing` gives the reason why it cannot run on a case, or None.
 
-    num_products: how many products of N x V x H multiply-adds the task needs with a frozen head, however a contestant goes about it.
-    logits_held: an estimate of the logits (elements) alive at once, so that what cannot fit is not begun.
+    num_products: how many products of N x V x H multiply-adds the task needs with a frozen head,
+        however a contestant goes about it.
+    logits_held: an estimate of the logits (elements) alive at once, so that what cannot fit is not
+        begun.
     third_party: its failures are reported in its row; a failure of our own stops the run.
     """
 
@@ -342,8 +351,8 @@ class Contestant:
     in_default: bool = True
 
 
-# Two groups (last layer, ensemble), each projected and projected back: 4 products. Cross-entropy has one group. The divergence takes
-# both groups forward and one back.
+# Two groups (last layer, ensemble), each projected and projected back: 4 products. Cross-entropy
+# has one group. The divergence takes both groups forward and one back.
 CONTESTANTS = {
     contestant.name: contestant
     for contestant in (

@@ -1,15 +1,19 @@
-"""What the vocabulary operation costs in time and memory: against the naive way, the released code's way, and cross-entropy by others.
+"""What the vocabulary operation costs in time and memory: against the naive way, the released
+code's way, and cross-entropy by others.
 
-    python tools/benchmarks/benchmark_ops.py                                  # a CPU, or the CUDA device where there is one
-    python tools/benchmarks/benchmark_ops.py --num_tokens 256 --contestants row_slab,reference --repeats 9
-    python tools/benchmarks/benchmark_ops.py --released --check_memory        # the two longer measurements as well
+    python tools/benchmarks/benchmark_ops.py                                  # a CPU, or the CUDA
+    device where there is one python tools/benchmarks/benchmark_ops.py --num_tokens 256
+    --contestants row_slab,reference --repeats 9 python tools/benchmarks/benchmark_ops.py --released
+    --check_memory        # the two longer measurements as well
 
-Every number of a run is measured in that run, the ceilings of the roofline included; contestants that compute the same thing are
-compared first, and a difference ends the run. Writes ops-<device>-<dtype>.json, .md and .png into --output.
+Every number of a run is measured in that run, the ceilings of the roofline included; contestants
+that compute the same thing are compared first, and a difference ends the run. Writes
+ops-<device>-<dtype>.json, .md and .png into --output.
 
-Forward is measured without gradients (evaluation), forward + backward with those of hidden states and readouts (and of the head with
---train_head). Memory is the peak of forward + backward beyond the inputs. The roofline is the least time in which this device
-could do the products and read the head, whatever a contestant really does.
+Forward is measured without gradients (evaluation), forward + backward with those of hidden states
+and readouts (and of the head with --train_head). Memory is the peak of forward + backward beyond
+the inputs. The roofline is the least time in which this device could do the products and read the
+head, whatever a contestant really does.
 """
 
 from __future__ import annotations
@@ -53,7 +57,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
-# Loss (relative) and norm of the gradients' difference (relative). Logits rounded to 16 bits move tokens into and out of S.
+# Loss (relative) and norm of the gradients' difference (relative). Logits rounded to 16 bits move
+# tokens into and out of S.
 AGREEMENT = {
     torch.float64: (1e-9, 1e-6),
     torch.float32: (1e-5, 1e-3),
@@ -62,7 +67,8 @@ AGREEMENT = {
 }
 # All three terms: the shipped stage 2, with a reward that the comparison of losses can see.
 OBJECTIVE = {"beta": 0.1, "distillation_weight": 0.5, "reward_weight": 0.3}
-# The released code's micro-batch of semantic IDs: prompts of 200 tokens, four codes and the end token supervised.
+# The released code's micro-batch of semantic IDs: prompts of 200 tokens, four codes and the end
+# token supervised.
 RELEASED_LENGTH, RELEASED_TARGETS, RELEASED_REPEATS, AGREEMENT_SAMPLES = 200, 5, 3, 2
 CHECK_TOKENS, CHECK_TOLERANCE = 4096, 0.1
 MEMORY_SHARE = 0.9  # of what is available; the rest is the estimate's error
@@ -81,7 +87,8 @@ class Plan:
 def gradients(
     contestant: Contestant, case: Case
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """One training step's share of the operation. As within a model, gradients are handed on, not stored."""
+    """One training step's share of the operation. As within a model, gradients are handed on, not
+    stored."""
     loss = contestant.loss(case)
     return loss.detach(), torch.autograd.grad(loss, case.leaves, allow_unused=True)
 
@@ -100,7 +107,8 @@ def obstacle(contestant: Contestant, case: Case) -> str | None:
 
 
 def check_agreement(contestants: Sequence[Contestant], case: Case) -> dict[str, str | None]:
-    """Run each once; contestants with the same task must agree. Why each cannot be measured, or None."""
+    """Run each once; contestants with the same task must agree. Why each cannot be measured, or
+    None."""
     reasons: dict[str, str | None] = {}
     firsts: dict[str, tuple[str, Any]] = {}
     for contestant in contestants:
@@ -144,7 +152,8 @@ def compare(first: Any, second: Any, dtype: torch.dtype) -> str | None:
 
 
 def roofline_seconds(contestant: Contestant, case: Case, found: Ceilings) -> float:
-    """The longer of: the task's products at the machine's best; the head read there and back (and its gradient written)."""
+    """The longer of: the task's products at the machine's best; the head read there and back (and
+    its gradient written)."""
     vocab_size, hidden_size = case.head_VH.shape
     head_gradient = int(case.head_VH.requires_grad and contestant.computes != DIVERGENCE)
     flops = (
@@ -162,7 +171,8 @@ def measure(
     reason: str | None,
     warmup: int = 1,
 ) -> dict[str, Any]:
-    """The contestant's row: its figures, or the reason why there are none. Memory first: its run is a warm-up too."""
+    """The contestant's row: its figures, or the reason why there are none. Memory first: its run is
+    a warm-up too."""
     device = case.head_VH.device
 
     def forward() -> None:
@@ -221,8 +231,8 @@ def negatives_per_token(case: Case) -> float:
 
 
 def measure_released(plan: Plan, num_samples: int, length: int) -> dict[str, Any]:
-    """The released code's micro-batch, against row_slab on the same states. Where its logits do not fit, on fewer samples: its work is
-    proportional to them, and the scaled figures are marked."""
+    """The released code's micro-batch, against row_slab on the same states. Where its logits do not
+    fit, on fewer samples: its work is proportional to them, and the scaled figures are marked."""
     ours, theirs = CONTESTANTS["row_slab"], CONTESTANTS["released"]
     case = make_case(
         plan.layout, plan.objective, num_samples, length, min(RELEASED_TARGETS, length)
@@ -254,7 +264,8 @@ def measure_released(plan: Plan, num_samples: int, length: int) -> dict[str, Any
 
 
 def scaled(row: dict[str, Any], factor: float) -> dict[str, Any]:
-    """The row of `factor` times as many samples; the share of the roofline is that which was measured."""
+    """The row of `factor` times as many samples; the share of the roofline is that which was
+    measured."""
     changed = {
         key: {name: seconds * factor for name, seconds in row[key].items()}
         for key in ("forward", "forward_backward")
@@ -267,7 +278,8 @@ def scaled(row: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def check_memory(plan: Plan, num_tokens: int) -> dict[str, Any]:
-    """row_slab's peak must be its slab and what the inputs' gradients take: doubling V must not move it by a tenth of the slab."""
+    """row_slab's peak must be its slab and what the inputs' gradients take: doubling V must not
+    move it by a tenth of the slab."""
     layout = plan.layout
     budget = layout.slab_bytes or default_slab_bytes(layout.device)
     sizes = (layout.vocab_size // 2, layout.vocab_size)

@@ -1,4 +1,5 @@
-"""What tools/benchmarks/benchmark_ops.py measured, for people: lines as it runs, an aligned table, Markdown, JSON and a picture."""
+"""What tools/benchmarks/benchmark_ops.py measured, for people: lines as it runs, an aligned table,
+Markdown, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def say(text: str) -> None:
 
 
 def complete(report: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The report with the device measured, the other libraries' versions and the lines that sum it up."""
+    """The report with the device measured, the other libraries' versions and the lines that sum it
+    up."""
     versions = dict(report["environment"]["versions"])
     for library in LIBRARIES:
         try:
@@ -85,7 +87,8 @@ def _ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def cells(part: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row of COLUMNS per contestant; a row that was not measured says why in its third cell and ends there."""
+    """One row of COLUMNS per contestant; a row that was not measured says why in its third cell and
+    ends there."""
     rows = measured(part)
     lines: list[tuple[str, ...]] = []
     for row in part["rows"]:

@@ -1,17 +1,22 @@
-"""What the method costs a training step: sft, stage1, stage2 and a DPO step on the same batches and the same model, as ratios to sft.
+"""What the method costs a training step: sft, stage1, stage2 and a DPO step on the same batches and
+the same model, as ratios to sft.
 
-    python tools/benchmarks/benchmark_training.py                              # SmolLM2-135M's shape, LoRA, on two CPU cores: some minutes
-    python tools/benchmarks/benchmark_training.py --size 8b --batch_size 8     # Llama-3-8B's shape, random, bfloat16, on a GPU
+    python tools/benchmarks/benchmark_training.py                              # SmolLM2-135M's
+    shape, LoRA, on two CPU cores: some minutes python tools/benchmarks/benchmark_training.py --size
+        8b --batch_size 8     # Llama-3-8B's shape, random, bfloat16, on a GPU
 
-A step is forward, backward and AdamW. Contestants take turns, so that what disturbs the machine disturbs all alike; a ratio is the
-median over rounds of the contestant's seconds to sft's in the same round. The objectives are those of the shipped recipes.
+A step is forward, backward and AdamW. Contestants take turns, so that what disturbs the machine
+disturbs all alike; a ratio is the median over rounds of the contestant's seconds to sft's in the
+same round. The objectives are those of the shipped recipes.
 
-`dpo` is for orientation: one rejected response (Rafailov et al. 2023), twice the sequences, and once more without gradients for the
-reference, which under LoRA is the model without its adapter (and without LoRA a frozen copy). Its logits are made for the responses
-only, which is less than DPO trainers usually do. All four leave the head's logits out of prompts.
+`dpo` is for orientation: one rejected response (Rafailov et al. 2023), twice the sequences, and
+once more without gradients for the reference, which under LoRA is the model without its adapter
+(and without LoRA a frozen copy). Its logits are made for the responses only, which is less than DPO
+trainers usually do. All four leave the head's logits out of prompts.
 
-Peak memory is all that torch's allocator held at once: weights, gradients, optimizer state, activations. `operation` is the share of a
-step's time inside cross_layer_loss, whose forward makes the gradients too. Writes training-<device>-<size>.json, .md and .png.
+Peak memory is all that torch's allocator held at once: weights, gradients, optimizer state,
+activations. `operation` is the share of a step's time inside cross_layer_loss, whose forward makes
+the gradients too. Writes training-<device>-<size>.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -54,7 +59,8 @@ from ilrec.samples.prefixes import IGNORE_INDEX
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("sft", "stage1", "stage2")
-# Shapes of the published models: HuggingFaceTB/SmolLM2-135M, meta-llama/Meta-Llama-3-8B; tiny is for tests.
+# Shapes of the published models: HuggingFaceTB/SmolLM2-135M, meta-llama/Meta-Llama-3-8B; tiny is
+# for tests.
 SIZES: dict[str, dict[str, Any]] = {
     "135m": {
         "hidden_size": 576,
@@ -97,7 +103,8 @@ def make_model(arguments: argparse.Namespace, device: torch.device) -> Any:
         config: Any = LlamaConfig(**SIZES[arguments.size], attn_implementation="sdpa")  # type: ignore[call-arg]
         base: Any = LlamaForCausalLM(config)
         base.to(dtype)
-    with torch.no_grad():  # logits as far apart as a trained model's; as initialised, all tokens are about equally likely
+    # Logits as far apart as a trained model's; as initialised, all tokens are about equally likely.
+    with torch.no_grad():
         base.model.norm.weight.fill_(
             LOGIT_STD / (base.config.initializer_range * base.config.hidden_size**0.5)
         )
@@ -122,9 +129,11 @@ def objective_of(stage: str) -> ObjectiveConfig:
 def make_batch(
     arguments: argparse.Namespace, model: Any, num_supervised: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Random tokens; the last `num_supervised` places of each sample are its response, with labels that the model finds likely.
+    """Random tokens; the last `num_supervised` places of each sample are its response, with labels
+    that the model finds likely.
 
-    For random labels a random model proposes half the vocabulary as negatives; a trained one proposes some tens.
+    For random labels a random model proposes half the vocabulary as negatives; a trained one
+    proposes some tens.
     """
     shape = (arguments.batch_size, arguments.tokens)
     input_ids = torch.randint(
@@ -160,7 +169,8 @@ def dpo_loss(
     reference: Callable[[], contextlib.AbstractContextManager[Any]],
     batch: dict[str, Tensor],
 ) -> Tensor:
-    """-log sigmoid(beta (chosen - rejected)), each log p - log p^ref; rejected responses are the batch's, one place on."""
+    """-log sigmoid(beta (chosen - rejected)), each log p - log p^ref; rejected responses are the
+    batch's, one place on."""
     batch = dict(batch)
     rejected = {name: value.clone() for name, value in batch.items()}
     supervised_BT = batch["labels"] != IGNORE_INDEX
@@ -235,7 +245,8 @@ class OperationClock:
 
 
 def held_bytes(model: Any, optimizer: torch.optim.Optimizer, extra: list[Tensor]) -> int:
-    """Weights, optimizer state and whatever else stays between steps (CUDA's allocator counts by itself)."""
+    """Weights, optimizer state and whatever else stays between steps (CUDA's allocator counts by
+    itself)."""
     state = [
         value
         for entry in optimizer.state.values()
@@ -252,7 +263,8 @@ def held_bytes(model: Any, optimizer: torch.optim.Optimizer, extra: list[Tensor]
 def measure_case(
     arguments: argparse.Namespace, model: Any, num_supervised: int, device: torch.device
 ) -> dict[str, Any]:
-    """All contestants on one batch, in turns; with dpo's reference copy in memory only while dpo is measured for memory."""
+    """All contestants on one batch, in turns; with dpo's reference copy in memory only while dpo is
+    measured for memory."""
     batch = make_batch(arguments, model, num_supervised, device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     reference = reference_of(model)

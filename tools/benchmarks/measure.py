@@ -1,8 +1,10 @@
-"""Time, memory and the machine's own ceilings: what tools/benchmarks/benchmark_ops.py measures with.
+"""Time, memory and the machine's own ceilings: what tools/benchmarks/benchmark_ops.py measures
+with.
 
     from measure import ceilings, peak_extra_bytes, timings      # inside tools/; not a program
 
-Memory is what the allocator of torch hands out, temporaries included. Libraries' own workspaces (MKL's on the CPU) are not seen.
+Memory is what the allocator of torch hands out, temporaries included. Libraries' own workspaces
+(MKL's on the CPU) are not seen.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# The profiler writes lines for tracing tools to stderr at each start and stop; this level is above theirs.
+# The profiler writes lines for tracing tools to stderr at each start and stop; this level is above
+# theirs.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
-# Large enough to leave the caches and to fill the machine, small enough for seconds: bytes copied, and the side of a square product.
+# Large enough to leave the caches and to fill the machine, small enough for seconds: bytes copied,
+# and the side of a square product.
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
 GEMM_SIDE = {"cpu": 2048, "cuda": 8192}
 CEILING_REPEATS = 5
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: the 20th percentile, the median and the 80th percentile of the repeats."""
+    """Seconds of one call: the 20th percentile, the median and the 80th percentile of the
+    repeats."""
 
     p20: float
     median: float
@@ -36,14 +41,16 @@ class Timing(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """The best that this device was seen to do: a copy (bytes read and written) and a square matrix product."""
+    """The best that this device was seen to do: a copy (bytes read and written) and a square matrix
+    product."""
 
     bytes_per_second: float
     flops_per_second: float
 
 
 def timings(call: Callable[[], object], device: torch.device, repeats: int, warmup: int) -> Timing:
-    """Each of `repeats` calls after `warmup` unmeasured ones, by the device's own clock where it has one."""
+    """Each of `repeats` calls after `warmup` unmeasured ones, by the device's own clock where it
+    has one."""
     for _ in range(warmup):
         call()
     measure = _cuda_seconds if device.type == "cuda" else _host_seconds
@@ -68,7 +75,8 @@ def _cuda_seconds(call: Callable[[], object]) -> float:
 
 
 def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most that one call held at any moment beyond what was held before it; what it returns counts, existing inputs do not."""
+    """The most that one call held at any moment beyond what was held before it; what it returns
+    counts, existing inputs do not."""
     gc.collect()  # garbage from before, freed during the call, would hide as much of the call's own
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -82,7 +90,8 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
     events = [
         event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"
     ]  # type: ignore[union-attr]
-    # Every allocation (+) and release (-) in the order of time; the sort is stable for those within one nanosecond.
+    # Every allocation (+) and release (-) in the order of time; the sort is stable for those within
+    # one nanosecond.
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
@@ -97,7 +106,9 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     copy = timings(lambda: target.copy_(source), device, CEILING_REPEATS, warmup=1)
     side = GEMM_SIDE[device.type]
     if device.type == "cpu" and dtype == torch.float16:
-        dtype = torch.float32  # torch's float16 product on a CPU is hundreds of times slower than converting first: no ceiling
+        # Torch's float16 product on a CPU is hundreds of times slower than converting first: no
+        # ceiling.
+        dtype = torch.float32
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
     product = timings(lambda: torch.mm(left, right, out=out), device, CEILING_REPEATS, warmup=1)

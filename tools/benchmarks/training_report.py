@@ -1,4 +1,5 @@
-"""What tools/benchmarks/benchmark_training.py measured, for people: an aligned table, Markdown, JSON and a picture."""
+"""What tools/benchmarks/benchmark_training.py measured, for people: an aligned table, Markdown,
+JSON and a picture."""
 
 from __future__ import annotations
 

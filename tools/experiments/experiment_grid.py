@@ -1,9 +1,12 @@
-"""The grid of an experiment: a YAML file of rows, each a method that is trained and ranked. Read and checked before anything runs.
+"""The grid of an experiment: a YAML file of rows, each a method that is trained and ranked. Read
+and checked before anything runs.
 
-    from experiment_grid import read_grid      # inside tools/; not a program. docs/experiments/README.md says what a file may hold
+    from experiment_grid import read_grid      # inside tools/; not a program.
+    docs/experiments/README.md says what a file may hold
 
-A grid is wrong as a whole: an unknown key, a field that ilrec/train.py would refuse, a row that names one that is not there, rows
-that wait for each other. Each is one InputError with file and place, so that no mistake is found after hours of training.
+A grid is wrong as a whole: an unknown key, a field that ilrec/train.py would refuse, a row that
+names one that is not there, rows that wait for each other. Each is one InputError with file and
+place, so that no mistake is found after hours of training.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ ROW_KEYS = ("like", "baseline", "recipe", "script", "model", "sasrec", "fields",
 TRAINING_FIELDS = tuple(
     field.name for section in SECTIONS.values() for field in dataclasses.fields(section)
 )
-# The grid says these in its own words (data, seeds, model: ROW, sasrec: ROW), and each run has its own directory.
+# The grid says these in its own words (data, seeds, model: ROW, sasrec: ROW), and each run has its
+# own directory.
 SET_BY_THE_GRID = ("data", "output_dir", "seed", "resume", "sasrec")
 # What each baseline can be set to; None: nothing.
 BASELINE_SETTINGS: dict[str, Any] = {
@@ -47,7 +51,8 @@ ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+=-]*")  # names a directory, too
 
 @dataclass(frozen=True)
 class Row:
-    """One method: a baseline, or a recipe that `script` trains. model and sasrec name the rows that it starts from."""
+    """One method: a baseline, or a recipe that `script` trains. model and sasrec name the rows that
+    it starts from."""
 
     name: str
     baseline: str = ""
@@ -70,7 +75,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """rows: in dependency order for running; `listed` keeps the file's order, which is the table's."""
+    """rows: in dependency order for running; `listed` keeps the file's order, which is the
+    table's."""
 
     path: Path
     data: str
@@ -84,7 +90,8 @@ class Grid:
     compare: list[tuple[str, str]]
 
     def settings(self, row: Row) -> dict[str, Any]:
-        """recipe < shared < fields. A row that starts from another drops what recipe and shared say of a model."""
+        """recipe < shared < fields. A row that starts from another drops what recipe and shared say
+        of a model."""
         common = {**read_yaml(ROOT / row.recipe), **self.shared}
         if row.model:
             common = {
@@ -97,7 +104,8 @@ class Grid:
         }
 
     def source_seed(self, source: str, seed: int) -> int:
-        """The run of row `source` that a run with this seed starts from: the same seed's, or its only one."""
+        """The run of row `source` that a run with this seed starts from: the same seed's, or its
+        only one."""
         seeds = self.rows[source].seeds
         return seeds[0] if len(seeds) == 1 else seed
 

@@ -1,6 +1,8 @@
-"""The steps of an experiment's grid: what is trained, what is ranked, in which order, and what each result is made of.
+"""The steps of an experiment's grid: what is trained, what is ranked, in which order, and what each
+result is made of.
 
-from experiment_plan import Plan      # inside tools/; not a program, tools/experiments/run_experiment.py is
+from experiment_plan import Plan      # inside tools/; not a program,
+tools/experiments/run_experiment.py is
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from ilrec.interactions.reading import read_interactions
 from ilrec.model.source import find_model, local_directory
 from ilrec.training.identity import MAY_CHANGE, model_digest
 
-# Settings that may differ between two runs of one result: places, logging and saving. How batches are cut, and how long a run
-# is, may change when a run goes on; here they are part of what was measured.
+# Settings that may differ between two runs of one result: places, logging and saving. How batches
+# are cut, and how long a run is, may change when a run goes on; here they are part of what was
+# measured.
 INCIDENTAL = MAY_CHANGE - {
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -44,7 +47,8 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Step:
-    """One command. `product` is what it writes: a file, or a directory of weights; `clears`: removed where another start is needed."""
+    """One command. `product` is what it writes: a file, or a directory of weights; `clears`:
+    removed where another start is needed."""
 
     row: str
     seed: int
@@ -95,7 +99,8 @@ class Plan:
 
     @property
     def order(self) -> list[tuple[str, int]]:
-        """(row, seed) of every result: the first seed of each row before any second one, which tells less."""
+        """(row, seed) of every result: the first seed of each row before any second one, which
+        tells less."""
         return sorted(self.ranked, key=lambda key: self.grid.rows[key[0]].seeds.index(key[1]))
 
     @property
@@ -212,7 +217,8 @@ class Plan:
         )
 
     def made_of(self, row: Row, seed: int) -> dict[str, Any]:
-        """All that decides a result of this row, by contents; of the rows that it starts from, what these are made of."""
+        """All that decides a result of this row, by contents; of the rows that it starts from, what
+        these are made of."""
         if row.baseline:
             kind = BASELINE_SETTINGS[row.baseline]
             settings = dataclasses.asdict(kind(**row.fields)) if kind else {}
@@ -263,7 +269,8 @@ def with_sources(step: Step) -> list[Step]:
 
 
 def product_digest(step: Step) -> str:
-    """Of the file, or of the directory's weights. InputError where the command has not written it."""
+    """Of the file, or of the directory's weights. InputError where the command has not written
+    it."""
     paths = sorted(step.product.glob("*.safetensors")) if step.product.is_dir() else [step.product]
     if not paths or not all(path.is_file() for path in paths):
         raise InputError(

@@ -1,12 +1,15 @@
 """Results that last: what is kept of a finished run, small enough to be committed beside its grid.
 
-    RESULTS/ROW/seed-N.json    what it is made of; metrics and protocol of each split; a thin training curve; time, commit, machine
+    RESULTS/ROW/seed-N.json    what it is made of; metrics and protocol of each split; a thin
+    training curve; time, commit, machine
     RESULTS/ROW/seed-N.npz     for each split, the target's rank of every user
 
-A result is known by what it is made of: settings, contents of the data, and what the rows that it starts from are made of. Not by
-paths, machines, or weights, which two machines do not make alike: a run that was done anywhere is done.
+A result is known by what it is made of: settings, contents of the data, and what the rows that it
+starts from are made of. Not by paths, machines, or weights, which two machines do not make alike: a
+run that was done anywhere is done.
 
-    from experiment_results import Results      # inside tools/; not a program, tools/experiments/run_experiment.py is
+    from experiment_results import Results      # inside tools/; not a program,
+    tools/experiments/run_experiment.py is
 
 Shapes: U users.
 """
@@ -39,7 +42,8 @@ PLACES = ("data", "checkpoint")
 
 @dataclass(frozen=True)
 class Result:
-    """One run in one split. place: its file; seconds_in_all: training, with what it started from."""
+    """One run in one split. place: its file; seconds_in_all: training, with what it started
+    from."""
 
     place: Path
     seed: int
@@ -76,7 +80,8 @@ class Results:
     def has(
         self, row: str, seed: int, split: str, made_of: Mapping[str, Any], num_beams: int | None
     ) -> bool:
-        """Whether this split is there, of a run made of the same. num_beams: of the ranking; None where it has none."""
+        """Whether this split is there, of a run made of the same. num_beams: of the ranking; None
+        where it has none."""
         content = self.read(row, seed)
         ranking = content.get("rankings", {}).get(split)
         return (
@@ -139,7 +144,8 @@ class Results:
 
 
 def is_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether two runs are made of the same. A setting that the record lacks was not there then: it must be at its default now."""
+    """Whether two runs are made of the same. A setting that the record lacks was not there then: it
+    must be at its default now."""
     recorded, wanted = dict(recorded), dict(wanted)
     old, new = recorded.pop("settings"), wanted.pop("settings")
     old_sources, new_sources = recorded.pop("sources", {}), wanted.pop("sources", {})

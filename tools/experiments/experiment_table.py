@@ -1,6 +1,8 @@
-"""What an experiment found, for people: means over seeds, paired comparisons over users, Markdown and a picture.
+"""What an experiment found, for people: means over seeds, paired comparisons over users, Markdown
+and a picture.
 
-    from experiment_table import paired_bootstrap, write_report      # inside tools/; not a program, tools/experiments/run_experiment.py is
+    from experiment_table import paired_bootstrap, write_report      # inside tools/; not a program,
+    tools/experiments/run_experiment.py is
 
 Shapes: U users, D different values, R resamples.
 """
@@ -63,11 +65,13 @@ def per_user(ranks_U: np.ndarray, metric: str) -> np.ndarray:
 def paired_bootstrap(
     differences_U: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(low, high, p) of a mean over users: its 95 % percentile interval, and the two-sided p value of "the mean is 0".
+    """(low, high, p) of a mean over users: its 95 % percentile interval, and the two-sided p value
+    of "the mean is 0".
 
-    A resample draws U users with replacement. Users with equal values need no telling apart: what counts is how often each value was
-    drawn, which is multinomial, and there are far fewer values than users. p is the share of resampled means that are as far from the
-    observed mean as that is from 0, the observed one counted among them.
+    A resample draws U users with replacement. Users with equal values need no telling apart: what
+    counts is how often each value was drawn, which is multinomial, and there are far fewer values
+    than users. p is the share of resampled means that are as far from the observed mean as that is
+    from 0, the observed one counted among them.
     """
     values_D, counts_D = np.unique(differences_U, return_counts=True)
     num_users, observed = len(differences_U), float(np.mean(differences_U))
@@ -86,7 +90,8 @@ def paired_bootstrap(
 def seeds_to_compare(
     first: Sequence[Result], second: Sequence[Result], any_fits: bool
 ) -> tuple[list[Result], list[Result]]:
-    """The seeds that both rows have, so that a row is set against what it started from; all where none is shared or any fits."""
+    """The seeds that both rows have, so that a row is set against what it started from; all where
+    none is shared or any fits."""
     shared = {result.seed for result in first} & {result.seed for result in second}
     if any_fits or not shared:
         return list(first), list(second)
@@ -94,7 +99,8 @@ def seeds_to_compare(
 
 
 def require_same_numbering(results: Sequence[Result]) -> None:
-    """Ranks are paired by place: InputError where two rankings are not of the same users and items, in one order."""
+    """Ranks are paired by place: InputError where two rankings are not of the same users and items,
+    in one order."""
     for result in results:
         found, expected = (
             [run.protocol.get(name) for name in PAIRED_BY] for run in (result, results[0])
@@ -113,7 +119,8 @@ def require_same_numbering(results: Sequence[Result]) -> None:
 
 
 def compare(grid: Grid, results: Mapping[str, Sequence[Result]]) -> list[Comparison]:
-    """Every pair of the grid of which both rows are there: seeds averaged for each user, then bootstrapped over users."""
+    """Every pair of the grid of which both rows are there: seeds averaged for each user, then
+    bootstrapped over users."""
     found = []
     for names in grid.compare:
         if not all(name in results for name in names):
@@ -200,7 +207,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def shown(word: str) -> str:
-    """A word of the command without the machine's own places: below the project's root, or the last part alone."""
+    """A word of the command without the machine's own places: below the project's root, or the last
+    part alone."""
     path = Path(word)
     if not path.is_absolute():
         return word
@@ -250,7 +258,8 @@ The grid:
 
 
 def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
-    """Bars of Hit@10 and NDCG@10 | preference loss | hard negatives per token, over the steps of each row's first seed."""
+    """Bars of Hit@10 and NDCG@10 | preference loss | hard negatives per token, over the steps of
+    each row's first seed."""
     figure, (bars, losses, negatives) = plt.subplots(
         1, 3, figsize=(17, max(4.5, 0.32 * len(results) + 1.5)), layout="constrained"
     )

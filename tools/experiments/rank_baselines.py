@@ -1,12 +1,16 @@
-"""Rank what every recommender has to beat on the full catalogue: popularity, item-kNN, or a trained SASRec.
+"""Rank what every recommender has to beat on the full catalogue: popularity, item-kNN, or a trained
+SASRec.
 
-    python tools/experiments/rank_baselines.py --method popularity --data DIR --output runs/popularity/test.json
-    python tools/experiments/rank_baselines.py --method item_knn --data DIR --output runs/knn/test.json [--similarity cosine] [--num_neighbours 100]
-    python tools/experiments/rank_baselines.py --method sasrec --sasrec runs/sasrec --data DIR --split valid --output runs/sasrec/valid.json
+    python tools/experiments/rank_baselines.py --method popularity --data DIR --output
+    runs/popularity/test.json python tools/experiments/rank_baselines.py --method item_knn --data
+    DIR --output runs/knn/test.json [--similarity cosine] [--num_neighbours 100] python
+    tools/experiments/rank_baselines.py --method sasrec --sasrec runs/sasrec --data DIR --split
+    valid --output runs/sasrec/valid.json
 
-The protocol is that of ilrec/rank.py: every item is a candidate, but those of the history where no user has an item twice; the
-history is all items before the target; ties count against the target. Counts and similarities are taken from the training items
-alone. Writes the metrics and, beside them, NAME.npy with the target's rank for each user. Item-kNN needs `pip install implicit`.
+The protocol is that of ilrec/rank.py: every item is a candidate, but those of the history where no
+user has an item twice; the history is all items before the target; ties count against the target.
+Counts and similarities are taken from the training items alone. Writes the metrics and, beside
+them, NAME.npy with the target's rank for each user. Item-kNN needs `pip install implicit`.
 """
 
 from __future__ import annotations
@@ -72,12 +76,14 @@ def interaction_matrix(rows: Ragged, num_items: int) -> csr_matrix:
 
 
 def item_knn(dataset: InteractionDataset, config: ItemKNNConfig) -> Scorer:
-    """A candidate's score: its similarity to the items of the history, summed over those that have it as a neighbour."""
+    """A candidate's score: its similarity to the items of the history, summed over those that have
+    it as a neighbour."""
     try:
         from implicit import nearest_neighbours
     except ImportError:
         raise InputError("item-kNN needs the package implicit: pip install implicit") from None
-    # Every item is its own nearest neighbour, which says nothing about others: one more is asked for, and that one dropped.
+    # Every item is its own nearest neighbour, which says nothing about others: one more is asked
+    # for, and that one dropped.
     model = getattr(nearest_neighbours, SIMILARITIES[config.similarity])(
         K=config.num_neighbours + 1
     )

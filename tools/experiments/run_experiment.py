@@ -1,14 +1,18 @@
-"""An experiment: a grid of methods (YAML), each trained and ranked in its own directory, and one table of them all.
+"""An experiment: a grid of methods (YAML), each trained and ranked in its own directory, and one
+table of them all.
 
-    python tools/experiments/run_experiment.py docs/experiments/instruments.yaml --data DIR --split valid            # to choose settings
-    python tools/experiments/run_experiment.py docs/experiments/instruments.yaml --data DIR --report docs/experiments
-    python tools/experiments/run_experiment.py GRID.yaml --data DIR --budget 100m      # the next runs that fit into this time
-    python tools/experiments/run_experiment.py GRID.yaml --data DIR --list             # what is done
-    python tools/experiments/run_experiment.py GRID.yaml --table                       # the table again, from the results alone
+    python tools/experiments/run_experiment.py docs/experiments/instruments.yaml --data DIR --split
+    valid            # to choose settings python tools/experiments/run_experiment.py
+    docs/experiments/instruments.yaml --data DIR --report docs/experiments python
+    tools/experiments/run_experiment.py GRID.yaml --data DIR --budget 100m      # the next runs that
+    fit into this time python tools/experiments/run_experiment.py GRID.yaml --data DIR --list
+    # what is done python tools/experiments/run_experiment.py GRID.yaml --table
+    # # the table again, from the results alone
 
-What is kept of each (row, seed) lies beside the grid, in results/GRID/, small enough to be committed; a result that is there is not
-made again, whatever machine made it. Logs and weights lie in OUTPUT/ROW/seed-N/ with a marker of each step; training that was
-interrupted goes on from its newest checkpoint. docs/experiments/README.md says what a grid may hold and how to read the table.
+What is kept of each (row, seed) lies beside the grid, in results/GRID/, small enough to be
+committed; a result that is there is not made again, whatever machine made it. Logs and weights lie
+in OUTPUT/ROW/seed-N/ with a marker of each step; training that was interrupted goes on from its
+newest checkpoint. docs/experiments/README.md says what a grid may hold and how to read the table.
 """
 
 from __future__ import annotations
@@ -52,7 +56,8 @@ Execute = Callable[[list[str], Path], int]
 
 
 def run_command(command: list[str], log: Path) -> int:
-    """The exit status; output and errors go to `log`. Where we are interrupted, the command and all that it started end first."""
+    """The exit status; output and errors go to `log`. Where we are interrupted, the command and all
+    that it started end first."""
     environ = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -119,7 +124,8 @@ class Experiment:
         )
 
     def state(self, step: Step) -> str:
-        """Of the step here: training that is not done may not be needed, where the result is kept."""
+        """Of the step here: training that is not done may not be needed, where the result is
+        kept."""
         if self.is_kept(step):
             return "done"
         if any(self.state(source) != "done" for source in step.sources):
@@ -157,7 +163,8 @@ class Experiment:
         )
 
     def needed(self, rows: Iterable[str]) -> list[Step]:
-        """The steps of these rows' results that are not there, with the training that they need, in order."""
+        """The steps of these rows' results that are not there, with the training that they need, in
+        order."""
         missing = [
             step
             for step in self.plan.steps
@@ -202,7 +209,8 @@ class Experiment:
     def run(self, rows: Iterable[str], keep_going: bool, budget: float) -> list[str]:
         """Run what is not done, in order. Returns what went wrong; without keep_going that ends it.
 
-        budget: seconds; nothing is started that would take longer, by what is known, than is left of them.
+        budget: seconds; nothing is started that would take longer, by what is known, than is left
+            of them.
         """
         todo = [step for step in self.needed(rows) if self.state(step) != "done"]
         self.say(
@@ -247,7 +255,8 @@ class Experiment:
         return self.seconds_of(step) + (self.seconds_of(follows) if follows else 0.0)
 
     def seconds_of(self, step: Step) -> float:
-        """As long as the row's other seeds took, else as other rows of its kind did; 0 where none is known."""
+        """As long as the row's other seeds took, else as other rows of its kind did; 0 where none
+        is known."""
         rows = self.plan.grid.rows
         of_row: list[float] = []
         of_kind: list[float] = []

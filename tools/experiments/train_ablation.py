@@ -1,12 +1,17 @@
-"""Where do the negatives have to come from? ilrec/train.py with that one part exchanged, for docs/experiments.
+"""Where do the negatives have to come from? ilrec/train.py with that one part exchanged, for
+docs/experiments.
 
-    python tools/experiments/train_ablation.py --negatives last_layer --config ilrec/recipes/stage1.yaml --data DIR ...
-    python tools/experiments/train_ablation.py --negatives random     --config ilrec/recipes/stage1.yaml --data DIR ...
+    python tools/experiments/train_ablation.py --negatives last_layer --config
+    ilrec/recipes/stage1.yaml --data DIR ... python tools/experiments/train_ablation.py --negatives
+    random     --config ilrec/recipes/stage1.yaml --data DIR ...
 
-last_layer: the last layer's own probable tokens are its negatives, not those of the layers below (no distillation: it has no student).
-random: as many tokens as the readout layers would have proposed for each label, drawn at random; everything else as it is.
+last_layer: the last layer's own probable tokens are its negatives, not those of the layers below
+    (no distillation: it has no student).
+random: as many tokens as the readout layers would have proposed for each label, drawn at random;
+    everything else as it is.
 
-Not settings of ilrec/train.py: nobody should train so. The parts exchanged are the PyTorch ones, hence backend row_slab on the CPU.
+Not settings of ilrec/train.py: nobody should train so. The parts exchanged are the PyTorch ones,
+hence backend row_slab on the CPU.
 
 Shapes: N supervised tokens, C candidates, S negatives of all tokens in one flat list.
 """
@@ -33,7 +38,8 @@ from ilrec.processes import run_entry
 def readout_of_last_layer(
     model: Any, hidden_states: tuple[Tensor, ...], supervised_BT: Tensor
 ) -> Tensor:
-    """In place of CrossLayerMixin._readout: the last layer's states, normed already, as the only readout layer: [1, N, H]."""
+    """In place of CrossLayerMixin._readout: the last layer's states, normed already, as the only
+    readout layer: [1, N, H]."""
     if model._objective.distillation_weight > 0:
         raise InputError(
             "distillation_weight: expected 0 with --negatives last_layer, which has no layer to teach"
@@ -50,14 +56,16 @@ def random_negatives(
     task: Any,
     start: int,
 ) -> row_math.Negatives:
-    """In place of row_math._negatives: the same number for each label, distinct and never the label, weighed by the readout alike."""
+    """In place of row_math._negatives: the same number for each label, distinct and never the
+    label, weighed by the readout alike."""
     hard = propose(z_NC, ze_NC, label_logits_N, label_ze_N, labels_N, task, start)
     if task.objective.negative_tokens != "all":
         raise InputError("negative_tokens: expected all with --negatives random")
     num_others = z_NC.shape[1] - 1
     shuffled = torch.randperm(num_others, device=z_NC.device)
     first_N = torch.randint(num_others, labels_N.shape, device=z_NC.device)
-    # Row n takes |S_n| neighbours of one random order of all tokens but its label, from a random place on.
+    # Row n takes |S_n| neighbours of one random order of all tokens but its label, from a random
+    # place on.
     place_S = (
         torch.arange(len(hard.rows_S), device=z_NC.device)
         - (hard.counts_N.cumsum(0) - hard.counts_N)[hard.rows_S]

@@ -1,9 +1,12 @@
-"""S-DPO with random negatives (Chen et al., arXiv 2406.09215), the preference baseline of docs/experiments; one rejected item is DPO.
+"""S-DPO with random negatives (Chen et al., arXiv 2406.09215), the preference baseline of
+docs/experiments; one rejected item is DPO.
 
-    python tools/experiments/train_dpo.py --num_rejected 3 --dpo_beta 1 --config FILE.yaml --model runs/sft/final --data DIR --output_dir runs/dpo
+    python tools/experiments/train_dpo.py --num_rejected 3 --dpo_beta 1 --config FILE.yaml --model
+    runs/sft/final --data DIR --output_dir runs/dpo
 
-Starts from a trained model, of which a frozen copy is the reference. Model, data and training fields as for ilrec/train.py; the
-objective's fields do not count. One sample for each prefix of a history, rendered as `supervision` says.
+Starts from a trained model, of which a frozen copy is the reference. Model, data and training
+fields as for ilrec/train.py; the objective's fields do not count. One sample for each prefix of a
+history, rendered as `supervision` says.
 
     loss = -log sigmoid(-log sum_j exp(beta [(log p_j - log p_j^ref) - (log p_y - log p_y^ref)]))
 
@@ -51,7 +54,8 @@ from ilrec.training.trainer import RunDirectory
 
 
 class PreferenceSamples(Dataset):
-    """Each training sample with R random rejected items, drawn from the seed and the sample's number."""
+    """Each training sample with R random rejected items, drawn from the seed and the sample's
+    number."""
 
     def __init__(
         self,

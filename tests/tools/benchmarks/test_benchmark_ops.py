@@ -1,4 +1,5 @@
-"""tools/benchmarks/benchmark_ops.py from end to end at tiny shapes, as typed by hand; its baselines against the operation and each other."""
+"""tools/benchmarks/benchmark_ops.py from end to end at tiny shapes, as typed by hand; its baselines
+against the operation and each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""tools/benchmarks/benchmark_training.py from end to end on a tiny model; its DPO step against the formula."""
+"""tools/benchmarks/benchmark_training.py from end to end on a tiny model; its DPO step against the
+formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Time and memory as tools/benchmarks/measure.py sees them: known allocations give the known peak."""
+"""Time and memory as tools/benchmarks/measure.py sees them: known allocations give the known
+peak."""
 
 from __future__ import annotations
 

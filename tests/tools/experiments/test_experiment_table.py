@@ -83,7 +83,8 @@ def test_bootstrap_is_the_plain_one():
 
 
 def test_seeds_are_paired_where_both_rows_have_them(tmp_path):
-    """A is better than B by one user in seed 0; its other seed has no partner and does not count."""
+    """A is better than B by one user in seed 0; its other seed has no partner and does not
+    count."""
     ranks = np.full(100, 50)
     better = ranks.copy()
     better[0] = 1

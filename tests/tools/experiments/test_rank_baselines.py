@@ -1,4 +1,5 @@
-"""Popularity, item-kNN and SASRec on the full catalogue: by hand, and by the protocol of ilrec/rank.py."""
+"""Popularity, item-kNN and SASRec on the full catalogue: by hand, and by the protocol of
+ilrec/rank.py."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def test_a_filter_of_another_numbering_is_refused(data, tmp_path):
 
 
 def test_rankings_say_whose_ranks_they_hold(data, tmp_path):
-    """The same users for every method; a directory in which one user has another name is told apart."""
+    """The same users for every method; a directory in which one user has another name is told
+    apart."""
     other = tmp_path / "other"
     shutil.copytree(data, other)
     users = json.loads((other / "tiny.inter.json").read_text())

@@ -1,4 +1,5 @@
-"""Grids that are really run: what is done is not repeated, what changed is, what failed is named; one whole experiment."""
+"""Grids that are really run: what is done is not repeated, what changed is, what failed is named;
+one whole experiment."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ ROWS = {
 
 
 class Pretended:
-    """In place of commands: writes what each would write, and keeps their words. `broken`: a row whose training fails."""
+    """In place of commands: writes what each would write, and keeps their words. `broken`: a row
+    whose training fails."""
 
     def __init__(self, broken: str = "") -> None:
         self.commands: list[str] = []
@@ -118,8 +120,8 @@ def test_sources_first_and_nothing_twice(run, tmp_path):
 
 
 def test_a_run_that_was_done_anywhere_is_done(run, tmp_path):
-    """The results alone are there, as in another checkout: nothing is run, and the table is made from them. What needs weights is
-    trained again, and its result is kept as it was."""
+    """The results alone are there, as in another checkout: nothing is run, and the table is made
+    from them. What needs weights is trained again, and its result is kept as it was."""
     run(ROWS)
     shutil.rmtree(tmp_path / "runs")
     before = (tmp_path / "results/tiny/sft/seed-0.json").read_text()
@@ -152,7 +154,8 @@ def test_first_seeds_come_first(run):
 
 
 def test_only_what_fits_into_the_time_is_started(run, tmp_path):
-    """One row is known to take an hour: nothing of its kind is started in a minute, and the rest is."""
+    """One row is known to take an hour: nothing of its kind is started in a minute, and the rest
+    is."""
     run({"sft": SFT})
     path = tmp_path / "results/tiny/sft/seed-0.json"
     content = json.loads(path.read_text())

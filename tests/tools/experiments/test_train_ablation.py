@@ -85,7 +85,8 @@ def test_a_run_trains_with_them(negatives, data, base, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("owner, name, replacement", train_ablation.EXCHANGES.values())
 def test_what_is_exchanged_is_called_alike(owner, name, replacement):
-    """A part that was renamed, or that takes other arguments now, would end the run or leave it without effect."""
+    """A part that was renamed, or that takes other arguments now, would end the run or leave it
+    without effect."""
     assert len(inspect.signature(vars(owner)[name]).parameters) == len(
         inspect.signature(replacement).parameters
     )

@@ -13,7 +13,8 @@ from train_dpo import main, response_logps, sdpo_loss
 
 
 def test_loss_by_hand():
-    """One rejected item is DPO: -log sigmoid(beta (chosen - rejected)). With two, -log 1 / (1 + sum_j e^{beta (r_j - c)})."""
+    """One rejected item is DPO: -log sigmoid(beta (chosen - rejected)). With two, -log 1 / (1 +
+    sum_j e^{beta (r_j - c)})."""
     ratios = torch.tensor([[0.3, -0.2], [-0.1, 0.4]], dtype=torch.float64)
     dpo = -torch.nn.functional.logsigmoid(0.5 * (ratios[:, 0] - ratios[:, 1])).mean()
     torch.testing.assert_close(sdpo_loss(ratios, 0.5), dpo)
@@ -36,7 +37,8 @@ def test_log_probabilities_are_of_the_response_alone():
 
 
 def test_a_run_prefers_what_was_chosen(data, base, tmp_path):
-    """The reference is the model itself at the start: the first loss is log(1 + R); later ones are lower."""
+    """The reference is the model itself at the start: the first loss is log(1 + R); later ones are
+    lower."""
     main(
         [
             "--num_rejected",
