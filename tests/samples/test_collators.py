@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_samples import make_builder, make_dataset
+from test_prefixes import make_builder, make_dataset
 from torch.utils.data import DataLoader
 
 from ilrec.samples.collators import PromptCollator, TrainingCollator, flattening_collator

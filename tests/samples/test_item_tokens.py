@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_samples import TITLES, WORDING, make_tokenizer
+from test_prefixes import TITLES, WORDING, make_tokenizer
 
 from ilrec.samples import item_tokens
 from ilrec.samples.item_tokens import tokenize_items

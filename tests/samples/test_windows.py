@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_samples import TITLES, make_builder, make_dataset, make_tokenizer, read
+from test_prefixes import TITLES, make_builder, make_dataset, make_tokenizer, read
 
 from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
