@@ -39,6 +39,7 @@ SHELL_FILES = $(shell git ls-files '*.sh' 2>/dev/null || find slurm tests -name 
 lint: $(VENV)/installed
 	@echo 'ruff, mypy and shellcheck over the files that git tracks'
 	@$(BIN)/ruff check $(PYTHON_FILES)
+	@$(BIN)/ruff format --check -q $(PYTHON_FILES)
 	@$(BIN)/mypy $(filter ilrec/% tools/%,$(PYTHON_FILES))
 	@$(BIN)/shellcheck $(SHELL_FILES)
 
