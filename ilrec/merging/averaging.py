@@ -21,7 +21,6 @@ from tqdm import tqdm
 from ilrec import __version__
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_new, write_text
-from ilrec.files.reading import read_json
 from ilrec.merging.model_files import copy_files, write_generation_config
 from ilrec.merging.sources import MergeSource
 from ilrec.model.portable import make_portable
