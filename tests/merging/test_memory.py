@@ -14,7 +14,7 @@ from conftest import ROOT, as_user, launch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ilrec.weights.tensor_files import NewTensor, TensorWriter
+from ilrec.weights.tensor_writer import NewTensor, TensorWriter
 
 pytestmark = pytest.mark.launch
 # 18 matrices of 11008 x 4096 in float32, 180 MB each: 3 GB, under a limit of 1 GB of addresses

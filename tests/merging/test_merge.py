@@ -16,7 +16,7 @@ from written_adapters import VOCAB, logits, write_adapter, write_base
 from ilrec.merging import rows
 from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
-from ilrec.weights import tensor_files
+from ilrec.weights import tensor_writer
 
 NEW = list(range(VOCAB, VOCAB + 6))
 # (name, tied, what peft is told). In both columns of the tied ones peft's forward is what counts.
@@ -190,7 +190,7 @@ def test_shards_blocks_and_workers_make_the_same_model(tmp_path, monkeypatch):
         tmp_path / "sharded", max_shard_size="4KB"
     )
     monkeypatch.setattr(rows, "BLOCK_BYTES", 256)
-    monkeypatch.setattr(tensor_files, "MAX_SHARD_BYTES", 3000)
+    monkeypatch.setattr(tensor_writer, "MAX_SHARD_BYTES", 3000)
     with open_source(str(tmp_path / "adapter"), str(tmp_path / "sharded")) as source:
         merge(source, tmp_path / "merged", workers=4)
     files = sorted((tmp_path / "merged").glob("model-*-of-*.safetensors"))

@@ -126,10 +126,10 @@ def test_damaged_adapters(adapter, tmp_path):
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     for changed, message in (
         ({name: None}, "has lora_B.weight alone"),
-        ({"stray": torch.ones(2)}, "stray is no tensor of a LoRA"),
+        ({"stray": torch.ones(2)}, "stray is not a known tensor of a LoRA adapter"),
         (
             {name: torch.full((4, HIDDEN), float("nan"))},
-            "NaN or inf in rows 0 to 15, of the adapter",
+            "NaN or inf in rows 0 to 15, in the adapter",
         ),
         ({name: tensors[name].to(torch.int32)}, "stored as I32"),
     ):
@@ -175,8 +175,9 @@ def test_a_tokenizer_with_more_tokens_than_rows(adapter, tmp_path):
     from written_adapters import write_tokenizer
 
     write_tokenizer(adapter, VOCAB + 1)
-    assert f"has tokens up to number {VOCAB}, the merged model rows for {VOCAB} tokens" in refusal(
-        adapter, tmp_path
+    assert (
+        f"has tokens up to number {VOCAB}, the merged model has rows for {VOCAB} tokens"
+        in refusal(adapter, tmp_path)
     )
 
 

@@ -41,6 +41,6 @@ def test_a_forgotten_update_of_one_matrix_fails(dtype, tmp_path):
     save_file(weights, tmp_path / "merged" / "model.safetensors")
     with (
         open_source(str(tmp_path / "adapter")) as source,
-        pytest.raises(InputError, match="does not say what .* says"),
+        pytest.raises(InputError, match="does not compute what .* computes"),
     ):
         verify(tmp_path / "merged", source)
