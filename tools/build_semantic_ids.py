@@ -56,10 +56,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
+    # Clustering a large catalogue takes minutes: an output that cannot be written is refused first.
     check_file(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)
     # read_embeddings puts the rows into the data's order of items.
     embeddings_ID = read_embeddings(arguments.embeddings, dataset.item_ids)
+    # Each level clusters what the level before left over: the codes go from coarse to fine.
     codes_IL = residual_kmeans(
         embeddings_ID, arguments.num_levels, arguments.codebook_size, arguments.seed
     )
@@ -68,6 +70,7 @@ def main(argv: list[str]) -> None:
     semantic_ids = resolve_collisions(plain)
     write_semantic_ids(arguments.output, dataset.item_ids, semantic_ids)
 
+    # A level of which a small share is used hardly tells items apart.
     shares = codebook_use(codes_IL, arguments.codebook_size)
     use = ", ".join(f"{share:.0%}" for share in shares)
     num_extra = sum(before != after for before, after in zip(plain, semantic_ids, strict=True))

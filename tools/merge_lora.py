@@ -73,6 +73,8 @@ def main(argv: list[str]) -> None:
     # Before a base is downloaded or shards are put together, which can take long.
     check_new(arguments.output)
     begun = time.monotonic()
+    # Inside, because --verify reads the adapter again: that of a checkpoint in shards is put
+    # together in a temporary folder.
     with open_source(arguments.adapter, arguments.base) as source:
         merged = merge(source, arguments.output, dtype=arguments.dtype, workers=arguments.workers)
         logger.info(

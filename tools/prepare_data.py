@@ -155,6 +155,7 @@ def check_paths(arguments: argparse.Namespace) -> None:
 
 def named_filters(arguments: argparse.Namespace) -> Filters:
     """The filters that are given, and the defaults of the others."""
+    # Options that are not given are None: the defaults stand in Filters alone.
     given = {}
     for field in dataclasses.fields(Filters):
         value = getattr(arguments, field.name)
@@ -168,6 +169,7 @@ def import_files(
 ) -> tuple[InteractionDataset, dict[str, int]]:
     """The data set of the files after all filters, and how many interactions each of them
     removed."""
+    # Options are checked before the files are read, which takes minutes for large ones.
     columns = named_columns(arguments)
     filters = named_filters(arguments)
     quoted = bool(arguments.quoted_tsv)
@@ -207,6 +209,7 @@ def write(
     dataset: InteractionDataset, output: Path, about: dict[str, Any], indices: list[Path]
 ) -> None:
     """Writes the prepared directory with its semantic IDs, or nothing."""
+    # Semantic IDs are found by the items' ids, which stay as they are.
     with new_directory(output) as beside:
         write_prepared(dataset, beside, about)
         for index in indices:
@@ -217,6 +220,7 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     check_paths(arguments)
     findings = Findings(arguments.max_bad_lines)
+    # A directory of a published data set is taken as it is; files go through all filters.
     about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv]}
     removed: dict[str, int] = {}
     indices: list[Path] = []

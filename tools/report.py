@@ -60,6 +60,7 @@ def named_paths(pairs: list[str]) -> dict[str, Path]:
 
 
 def main(argv: list[str]) -> None:
+    # The output is checked before the input, as in every program here.
     arguments = parse_arguments(argv)
     check_picture(arguments.output)
     metrics = {}

@@ -108,12 +108,15 @@ def measure(
 def main(argv: list[str]) -> None:
     arguments, rest = parse_arguments(argv)
     config = sasrec_config(arguments.config, parse_overrides(rest))
+    # Mistakes in settings, output and data are found before the training.
     check_directory(arguments.output)
     dataset = read_interactions(arguments.data, arguments.k_core)
+    # The best epoch is chosen by the validation items; the test items are used below alone.
     training = dataset.training_sequences()
     model = train_sasrec(
         training, dataset.num_items, config, dataset.evaluation("valid"), logger.info
     )
+    # Popularity is what every recommender has to beat.
     popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items))
     popularity = measure(
         dataset, lambda histories: popularity_I.expand(len(histories), -1), "popularity"

@@ -51,7 +51,7 @@ class TensorChange:
     """What an adapter does to one tensor of its base. The steps are taken in this order:
 
     whole: replaces the tensor.
-    low_rank: is added.
+    low_rank: is added, to the tensor or to what replaced it.
     magnitude: [O], the length that each row is scaled to (DoRA).
     token_ids, token_rows_RH: single rows that are replaced, and what replaces them.
     """
@@ -101,6 +101,7 @@ def read_adapter(directory: Path, weights: Path | None = None) -> Adapter:
     """
     config = read_config(directory)
     tensors = read_tensors(weights or directory, "adapter_model")
+    # An adapter is trained in floating point; integers come from a program that quantised it.
     for tensor in tensors.values():
         if tensor.dtype not in MERGEABLE:
             raise InputError(
@@ -126,6 +127,8 @@ def _weight_change(
     directory: Path, module: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any]
 ) -> TensorChange:
     """The change of a module's weight. parts: {part of the name: tensor} of this module."""
+    # A module may have several changes: an embedding that was saved because it was resized can have
+    # trained token rows besides.
     change = TensorChange(
         whole=_whole(parts, "weight"),
         low_rank=_low_rank(directory, module, parts, config),
@@ -169,6 +172,7 @@ def _low_rank(
             f"{directory}: {module} has {a_name if b is None else b_name} alone; the adapter is "
             "incomplete, copy or save it again"
         )
+    # A wrong rank means a wrong scaling: adapter_config.json is then another adapter's.
     rank = rank_of(config, module)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
         raise InputError(

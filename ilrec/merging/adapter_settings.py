@@ -60,13 +60,14 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     config = read_json(path)
+    # peft has some twenty other methods (IA3, OFT, prompts), whose files are named like these.
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise InputError(
             f"{path}: peft_type: expected LORA, got {kind!r}; only LoRA adapters are merged"
         )
     for name in sorted(set(config) - KNOWN):
-        # A setting of a newer peft that is null, false or empty is not used.
+        # peft writes every setting that it has. One that is null, false or empty is not used.
         if config[name]:
             raise InputError(
                 f"{path}: {name} = {str(config[name])[:60]}: adapters with this setting are not "
@@ -111,6 +112,7 @@ def token_ids_of(config: Mapping[str, Any], module: str, rows: StoredTensor) -> 
 
     Raises InputError if there are not as many numbers as rows.
     """
+    # peft takes a list, for the embedding, or lists by the modules' names.
     listed = config.get("trainable_token_indices")
     if isinstance(listed, dict):
         listed = _of_module(listed, module)

@@ -26,6 +26,7 @@ def check_base_complete(base: Mapping[str, StoredTensor], config: Mapping[str, A
 
     config: the language model's part of config.json.
     """
+    # What config.json promises: the number of layers, and a head where it is not tied.
     directory = directory_of(base)
     missing = _missing_layer(base, config)
     if not missing and config.get("tie_word_embeddings") is False and HEAD not in base:
@@ -57,6 +58,8 @@ def _missing_layer(base: Mapping[str, StoredTensor], config: Mapping[str, Any]) 
 def _check_layers_alike(base: Mapping[str, StoredTensor], directory: Path) -> None:
     """Raises InputError if a layer has only some of the tensors of another layer, and none of its
     own kind: the rest of it is missing."""
+    # Layers of one model may be of different kinds, such as full and linear attention: each kind has
+    # tensors that the other kind lacks. Halves of a layer have nothing of their own.
     parts: dict[str, set[str]] = {}
     for name in base:
         match = LAYER.match(name)

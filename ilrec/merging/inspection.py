@@ -75,6 +75,7 @@ def _adapter_facts(directory: Path) -> dict[str, Any]:
     if config.get("use_dora"):
         kind += " (DoRA)"
     facts = {"kind": kind, "base": config.get("base_model_name_or_path")}
+    # An adapter that cannot be merged is still worth describing.
     try:
         adapter = read_adapter(directory)
     except InputError as error:
@@ -88,6 +89,7 @@ def _adapter_facts(directory: Path) -> dict[str, Any]:
 
 def _change_facts(adapter: Adapter) -> dict[str, Any]:
     """What the adapter does to its base: low-rank updates, trained token rows, whole tensors."""
+    # Names end in `.q_proj.weight`: the last but one part says which matrices are adapted.
     updates = []
     modules = set()
     rows = []

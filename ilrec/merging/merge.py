@@ -141,6 +141,7 @@ def write_json(path: Path, content: Mapping[str, Any], indent: int) -> None:
 
 def check_space(plan: MergePlan, output: Path) -> None:
     """Raises InputError if the disk has less space than the merged model takes."""
+    # The output directory may not be there yet: the disk is that of the nearest directory above.
     needed = sum(tensor.new.num_bytes for tensor in plan.tensors)
     parent = next(parent for parent in output.absolute().parents if parent.exists())
     free = shutil.disk_usage(parent).free

@@ -44,6 +44,7 @@ def merged_config(config: dict, plan: MergePlan, dtype: str | None) -> dict:
         merged = {**config, "text_config": text, "tie_word_embeddings": plan.is_tied}
     else:
         merged = {**config, **decided}
+    # transformers 4 calls it torch_dtype. make_portable writes that name again, with the new value.
     if dtype:
         merged.pop("torch_dtype", None)
         merged["dtype"] = dtype
@@ -106,6 +107,7 @@ def write_generation_config(base: Path, output: Path) -> None:
     """
     path = base / "generation_config.json"
     given = read_json(path) if path.exists() else read_json(base / "config.json")
+    # Models without a generation_config.json have these numbers in config.json.
     kept = {}
     for name, value in given.items():
         if name.endswith("_token_id") and value is not None:

@@ -127,6 +127,8 @@ def _grown_rows(
 ) -> dict[str, int]:
     """The number of rows that embedding and head are written with: the base's, or more if the
     adapter brings tokens. Raises InputError if a new row has no values."""
+    # The size is the largest that one of the two needs: for its rows in the files, or for its
+    # trained tokens.
     names = [name for name in (embedding, HEAD) if name is not None and name in sources]
     stored_rows = {
         name: _stored_rows(sources[name], changes.get(name, UNCHANGED)) for name in names
@@ -135,6 +137,8 @@ def _grown_rows(
     for name in names:
         largest_token = max(changes.get(name, UNCHANGED).token_ids, default=-1)
         size = max(size, stored_rows[name], largest_token + 1)
+
+    # Each row that the files lack has to be a trained token's: any other would have no values.
     for name in names:
         trained = set(changes.get(name, UNCHANGED).token_ids)
         missing = sorted(set(range(stored_rows[name], size)) - trained)
@@ -176,6 +180,7 @@ def _misfit(tensor: MergedTensor) -> str:
     base, change = tensor.base, tensor.change
     rest = base.shape[1:]
     whole = change.whole
+    # The adapter's own tensor may have more rows than the base's: the vocabulary grew.
     if whole:
         fits = base.num_rows <= whole.num_rows <= tensor.num_rows
         if whole.shape[1:] != rest or not fits:

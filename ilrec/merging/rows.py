@@ -77,6 +77,7 @@ class RowMerger:
         rows = self._stored(start, stop)
         if self.change.computes:
             rows = self._changed(rows.to(self.compute_dtype), start)
+        # The one rounding. A value that the dtype cannot hold becomes inf here.
         rows = rows.to(self.dtype)
         if rows.is_floating_point() and not rows.isfinite().all():
             raise InputError(self._nonfinite(start, stop))
@@ -100,6 +101,7 @@ class RowMerger:
         Writes into `rows`, which _stored read for this call alone.
         """
         stop = start + len(rows)
+        # LoRA: W + scaling B A.
         if self.change.low_rank:
             rows.add_(self._update(self.change.low_rank, start, stop))
 
@@ -118,6 +120,8 @@ class RowMerger:
 
     def _update(self, low_rank: LowRank, start: int, stop: int) -> Tensor:
         """Rows of scaling B A, or of its transpose for an embedding."""
+        # The rows of an embedding's update are the columns of A, which cannot be read alone. All of
+        # A is read for each block: [r, V], small beside the embedding itself, [V, H].
         if low_rank.is_embedding:
             a_rV = low_rank.a.rows().to(self.compute_dtype)
             update = (self._factor @ a_rV[:, start:stop]).T

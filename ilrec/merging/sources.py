@@ -40,6 +40,8 @@ def open_source(adapter: str, base: str = "") -> Iterator[MergeSource]:
     Raises InputError if something is missing or damaged, or if the base is not the one that the
     adapter was trained on.
     """
+    # Which base: the recorded one or --base, downloaded if it is a hub name. A run also recorded a
+    # fingerprint of its weights, because another model of the same shape would merge as well.
     directory = find_adapter(adapter)
     base_directory = local_directory(find_base(directory / CONFIG, base))
     check_base(directory, base_directory)
@@ -80,6 +82,7 @@ def _no_adapter(directory: Path) -> str:
             f"{directory} is a full model, there is nothing to merge; expected a directory with "
             f"{CONFIG}"
         )
+    # Often the run's directory is named in place of its final/.
     for path in (directory / "final", *directory.glob("checkpoint-*")):
         if (path / CONFIG).exists():
             return f"{directory} has no {CONFIG}; did you mean {path}?"

@@ -87,6 +87,7 @@ def verify(merged: Path, source: MergeSource) -> LogitComparison:
             f"--verify: {merged} has experts, which transformers keeps under other names than the "
             "files: such a model is merged, but cannot be verified"
         )
+    # The merged model's tokenizer is used, so that one that does not load is noticed here.
     tokenizer = AutoTokenizer.from_pretrained(merged)
     vocab_size = AutoConfig.from_pretrained(merged).get_text_config().vocab_size
     input_ids_BT = make_prompts(tokenizer, vocab_size)
@@ -100,6 +101,7 @@ def verify(merged: Path, source: MergeSource) -> LogitComparison:
     actual_BTV = compute_logits(empty_model(merged), tensors, input_ids_BT)
     rounded_BTV = compute_logits(empty_model(merged), tensors, input_ids_BT, round_once_more)
 
+    # Judged by root mean squares: the largest difference also grows with the number of logits.
     difference_BTV = actual_BTV - expected_BTV
     same_choice_BT = actual_BTV.argmax(-1) == expected_BTV.argmax(-1)
     found = LogitComparison(
@@ -164,6 +166,7 @@ def empty_model(directory: Path) -> PreTrainedModel:
 def adapted_model(source: MergeSource, num_tokens: int) -> PeftModel:
     """The base, resized as training resizes it, with the adapter on it, both without values."""
     model = empty_model(source.base)
+    # The adapter may have rows for new tokens, which the base's tables lack.
     if num_tokens > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     config = PeftConfig.from_pretrained(str(source.adapter), inference_mode=True)
@@ -196,6 +199,7 @@ def stream_weights(
     perturbation: Perturbation,
 ) -> None:
     """From now on the module's weights are read before each call, and dropped after it."""
+    # Parameters that are not on the meta device have values already.
     shapes = {}
     for own, parameter in module.named_parameters():
         if parameter.is_meta:

@@ -79,6 +79,7 @@ class StoredTensor:
         Raises InputError if the file is no longer there, or is shorter than it was.
         """
         stop = self.num_rows if stop is None else stop
+        # Read as bytes and viewed as the dtype, because numpy has no bfloat16.
         buffer = torch.empty((stop - start) * self.row_bytes, dtype=torch.uint8)
         unread = memoryview(cast(Any, buffer.numpy()))
         position = self.offset + start * self.row_bytes
@@ -140,6 +141,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _parse_header(path: Path) -> tuple[dict[str, StoredTensor], int]:
     """({name: tensor}, offset of the data). Raises ValueError, KeyError, TypeError or
     AttributeError if the header is not as the format wants it."""
+    # The length is checked before so many bytes are read: a file of another kind may promise any.
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -205,6 +207,7 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     file_of = read_json(index).get("weight_map")
     if not isinstance(file_of, dict) or not file_of:
         raise InputError(f"{index}: expected a weight_map of tensor names to files")
+    # Each shard's header is read once, however many tensors it has.
     shards = {file: read_header(index.parent / file) for file in sorted(set(file_of.values()))}
     tensors = {}
     for name, file in file_of.items():

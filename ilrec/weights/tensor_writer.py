@@ -52,6 +52,7 @@ class TensorWriter:
         """
         self.directory = directory
         self.tensors: dict[str, StoredTensor] = {}
+        # A model that fits one shard is one file without a number and without an index.
         shards = _split_into_shards(list(tensors), max_shard_bytes or MAX_SHARD_BYTES)
         for number, shard in enumerate(shards, 1):
             name = "model.safetensors"
@@ -80,6 +81,7 @@ class TensorWriter:
             file.write(len(header).to_bytes(8, "little") + header)
             file.flush()
             os.posix_fallocate(file.fileno(), 0, 8 + len(header) + data_bytes)
+        # The header is read back: offsets are computed in one place, and the file is proved valid.
         self.tensors.update(read_header(path))
 
     def write_rows(self, name: str, start: int, rows: Tensor) -> None:
@@ -96,6 +98,7 @@ class TensorWriter:
 
     def close(self) -> None:
         """Flushes all files to the disk. Several files get the index that makes them one model."""
+        # A rename that reaches the disk before the data would leave a whole name on half a model.
         for descriptor in self._descriptors.values():
             os.fsync(descriptor)
             os.close(descriptor)
