@@ -56,10 +56,10 @@ def _missing_layer(base: Mapping[str, StoredTensor], config: Mapping[str, Any]) 
 
 
 def _check_layers_alike(base: Mapping[str, StoredTensor], directory: Path) -> None:
-    """Raises InputError if a layer has only some of the tensors of another layer, and none of its
-    own kind: the rest of it is missing."""
-    # Layers of one model may be of different kinds, such as full and linear attention: each kind has
-    # tensors that the other kind lacks. Halves of a layer have nothing of their own.
+    """Raises InputError if a layer has some of another layer's tensors and no others: the rest of
+    it is missing."""
+    # Layers of one model may be of different kinds, such as full and linear attention. Each kind
+    # has tensors that the other lacks; half of a layer has none that a whole one lacks.
     parts: dict[str, set[str]] = {}
     for name in base:
         match = LAYER.match(name)

@@ -1,5 +1,4 @@
-"""Base + adapter -> a plain Hugging Face model directory, which holds one block of rows at a time
-in memory.
+"""Merges base and adapter into a plain Hugging Face model directory.
 
 AutoModelForCausalLM and AutoTokenizer read the result without ilrec. The item index and the data
 settings are copied along, so that ilrec/rank.py reads it, too.

@@ -81,7 +81,8 @@ class LogitComparison:
 
 @torch.no_grad()
 def verify(merged: Path, source: MergeSource) -> LogitComparison:
-    """Raises InputError if the logits differ by more than rounding makes them."""
+    """Compares the logits of the model in `merged` with those of the base and adapter it was merged
+    from. Raises InputError if they differ by more than rounding explains."""
     if has_experts(empty_model(merged)):
         raise InputError(
             f"--verify: {merged} has experts, which transformers keeps under other names than the "

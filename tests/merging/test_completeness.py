@@ -18,7 +18,10 @@ def adapter(tmp_path):
 
 def remove(path, start: str) -> None:
     """Take the tensors whose names begin with `start` out of a file."""
-    kept = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(start)}
+    kept = {}
+    for name, tensor in load_file(path).items():
+        if not name.startswith(start):
+            kept[name] = tensor
     save_file(kept, path)
 
 
