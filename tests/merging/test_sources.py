@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from written_adapters import refusal, write_adapter, write_base
+from safetensors.torch import save_file
+from written_adapters import refusal, run_merge, write_adapter, write_base
 
+from ilrec.merging import sources
 from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
 from ilrec.weights.fingerprint import weights_fingerprint
@@ -55,3 +58,31 @@ def test_a_damaged_checkpoint_is_told_by_its_manifest(adapter, tmp_path):
     files = {"adapter_config.json": {"size": 1, "sha256": "0"}}
     (adapter / "manifest.json").write_text(json.dumps({"files": files}))
     assert "adapter_config.json has" in refusal(adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("empty_file", [True, False])
+def test_an_adapter_in_shards_is_put_together_for_the_time_of_the_merge(
+    empty_file, adapter, tmp_path, monkeypatch
+):
+    """As ZeRO-3 leaves a checkpoint without gathering: no tensors, or no file of them, and shards.
+
+    tests/integration/test_two_ranks.py puts real shards together.
+    """
+    run_merge(adapter, tmp_path / "expected")
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    if empty_file:
+        save_file({}, weights)
+    (adapter / "latest").write_text("global_step3")
+
+    def consolidate(checkpoint: Path, target: Path) -> None:
+        assert checkpoint == adapter
+        (target / weights.name).write_bytes(whole)
+
+    monkeypatch.setattr(sources, "consolidate", consolidate)
+    with open_source(str(adapter)) as source:
+        merge(source, tmp_path / "merged")
+    assert not source.weights.exists()
+    merged = (tmp_path / "merged" / "model.safetensors").read_bytes()
+    assert merged == (tmp_path / "expected" / "model.safetensors").read_bytes()
