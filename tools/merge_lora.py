@@ -1,12 +1,13 @@
-"""Merge a LoRA adapter into its base, tensor by tensor: a plain Hugging Face model directory that
-ranks as the adapter does.
+"""Merge a LoRA adapter into its base: a plain Hugging Face model directory that ranks as the
+adapter does.
 
     python tools/merge_lora.py --adapter runs/stage2/final --output merged [--verify]
     python tools/merge_lora.py --inspect runs/stage2
 
---adapter may be final/, any checkpoint-N, also of a run that goes on or has died, or an adapter
-written by peft. Memory does not grow with the model; W + scaling B A is computed in float32 and
-rounded once. Written beside and renamed: what has the name is whole.
+--adapter may be final/, any checkpoint-N, even of a run that is still training or was killed, or an
+adapter written by peft. Memory does not grow with the model. W + scaling B A is computed in float32
+and rounded once. The output is written as OUTPUT.tmp and renamed at the end: a directory named
+OUTPUT is complete.
 """
 
 from __future__ import annotations
@@ -37,22 +38,24 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="model directory to write; new or empty")
     parser.add_argument(
-        "--base", default="", help="base model, where it is no longer at the recorded place"
+        "--base", default="", help="base model, if it is no longer at the recorded place"
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="what to write (default: as the base, per tensor)",
+        help="what to write (default: the base's own, tensor by tensor)",
     )
     parser.add_argument("--workers", type=int, help="threads (default: one per core, at most 8)")
     parser.add_argument(
-        "--verify", action="store_true", help="compare the logits of both, layer by layer"
+        "--verify",
+        action="store_true",
+        help="compare the merged model's logits with those of base and adapter",
     )
     parser.add_argument(
         "--inspect",
         type=Path,
         metavar="DIR",
-        help="say what is in a run, checkpoint, adapter or model",
+        help="print what is in a run, checkpoint, adapter or model, and merge nothing",
     )
     arguments = parser.parse_args(argv)
     if not arguments.inspect and not (arguments.adapter and arguments.output):
@@ -67,8 +70,11 @@ def main(argv: list[str]) -> None:
     if arguments.inspect:
         print(describe(arguments.inspect), flush=True)
         return
+    # Before a base is downloaded or shards are put together, which can take long.
     check_new(arguments.output)
     begun = time.monotonic()
+    # Inside, because --verify reads the adapter again: that of a checkpoint in shards is put
+    # together in a temporary folder.
     with open_source(arguments.adapter, arguments.base) as source:
         merged = merge(source, arguments.output, dtype=arguments.dtype, workers=arguments.workers)
         logger.info(
@@ -81,9 +87,8 @@ def main(argv: list[str]) -> None:
             time.monotonic() - begun,
         )
         if arguments.verify:
-            from ilrec.merging.verification import (
-                verify,  # imports transformers, which the merge does without
-            )
+            # Imports transformers and peft, some 200 MB that the merge itself does without.
+            from ilrec.merging.verification import verify
 
             logger.info("verified: %s", verify(merged.output, source))
 

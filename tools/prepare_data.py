@@ -1,14 +1,19 @@
-"""Raw interactions -> one prepared directory, which training and ranking memory-map. docs/data.md
-says what is in it.
+"""Prepare raw interactions: one directory, which training and ranking memory-map. docs/data.md
+describes it.
 
-    python tools/prepare_data.py --preset amazon_2023 --interactions Office.jsonl.gz --items
-    meta_Office.jsonl.gz --output data/office python tools/prepare_data.py --interactions a.csv
-    b.csv --user_column user --item_column item --time_column ts --output data/mine python
-    tools/prepare_data.py --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
+    python tools/prepare_data.py --preset amazon_2023 --interactions Office.jsonl.gz \\
+        --items meta_Office.jsonl.gz --output data/office
+    python tools/prepare_data.py --interactions a.csv b.csv --user_column user \\
+        --item_column item --time_column ts --output data/mine
+    python tools/prepare_data.py --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
 
-Files are JSON lines, CSV, TSV (each also .gz) or Parquet, as their names say; in TSV a quote is a
-character, unless --quoted_tsv. A malformed line is named and ends the import, or is skipped up to
---max_bad_lines; nothing half written remains, also when the import is interrupted.
+Files are JSON lines, CSV, TSV (each also .gz) or Parquet; their names say which. In TSV files a
+quote is a character like any other, unless --quoted_tsv is given. They are read line by line: in
+memory are 16 bytes for each interaction (user 4, item 4, time 8; 24 if times have fractions) and
+each user's and item's name once.
+
+A malformed line is reported as FILE:LINE. It ends the import, or is skipped, up to --max_bad_lines
+of them. The output is complete or not there, even if the import is interrupted.
 """
 
 from __future__ import annotations
@@ -54,27 +59,52 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         type=Path,
         help="files, or one LC-Rec or RecBole directory",
     )
-    parser.add_argument("--items", type=Path, help="file of titles")
+    parser.add_argument("--items", type=Path, help="file with the items' titles")
     parser.add_argument(
         "--output", required=True, type=Path, help="directory to write; new or empty"
     )
     parser.add_argument("--name", help="of the data set (default: the output directory's)")
+    add_format_options(parser)
+    add_filter_options(parser)
+    return parser.parse_args(argv)
+
+
+def add_format_options(parser: argparse.ArgumentParser) -> None:
+    """How the files are read."""
     parser.add_argument(
-        "--preset", choices=sorted(PRESETS), help="the columns of a well-known release"
+        "--preset", choices=sorted(PRESETS), help="the column names of a well-known release"
     )
-    columns = parser.add_argument_group("columns, where no preset names them")
+    columns = parser.add_argument_group("names of the columns, if no preset names them")
     for field in dataclasses.fields(Columns):
         columns.add_argument(f"--{field.name}_column")
+    # None, not False, if it is not given: import_directory can then refuse it.
+    parser.add_argument(
+        "--quoted_tsv",
+        action="store_true",
+        default=None,
+        help="fields of TSV files may be quoted, as pandas writes them; without this, a quote is "
+        "a character",
+    )
+    parser.add_argument(
+        "--max_bad_lines",
+        type=int,
+        default=0,
+        help="how many malformed lines are skipped before the import ends (default 0)",
+    )
+
+
+def add_filter_options(parser: argparse.ArgumentParser) -> None:
+    """Which interactions are kept."""
     filters = parser.add_argument_group("filters (docs/data.md: what, and in which order)")
     filters.add_argument(
         "--k_core",
         type=int,
-        help=f"least interactions of a user and an item (default {DataConfig().k_core})",
+        help=f"least interactions of a user and of an item (default {DataConfig().k_core})",
     )
     filters.add_argument(
         "--repeats",
         choices=("first", "all"),
-        help="of a user's interactions with one item (default first)",
+        help="which of a user's interactions with the same item are kept (default first)",
     )
     filters.add_argument(
         "--min_items",
@@ -85,60 +115,64 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--max_items", type=int, help="keep only so many of a user's newest items (default: all)"
     )
     filters.add_argument("--min_rating", type=float, help="leave out interactions rated lower")
-    parser.add_argument(
-        "--quoted_tsv",
-        action="store_true",
-        default=None,
-        help="fields of TSV files may be quoted, as pandas writes them; else a quote is a character",
-    )
-    parser.add_argument(
-        "--max_bad_lines", type=int, default=0, help="malformed lines to skip before giving up"
-    )
-    return parser.parse_args(argv)
 
 
 def named_columns(arguments: argparse.Namespace) -> Columns:
-    """The preset's columns, or those named; what is missing is said."""
-    given = {
-        field.name: getattr(arguments, f"{field.name}_column")
-        for field in dataclasses.fields(Columns)
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    """The preset's columns, or those that are named. Raises InputError if one is missing."""
+    given = {}
+    for field in dataclasses.fields(Columns):
+        name = getattr(arguments, f"{field.name}_column")
+        if name is not None:
+            given[field.name] = name
     if arguments.preset:
         return dataclasses.replace(PRESETS[arguments.preset], **given)
+
+    # The file of titles usually calls the item as the interactions do.
     given.setdefault("title_item", given.get("item", ""))
     given.setdefault("title", "title")
-    missing = [name for name in ("user", "item", "time") if name not in given]
-    if missing or (arguments.min_rating is not None and "rating" not in given):
-        names = missing or ["rating"]
-        raise InputError(
-            f"--{names[0]}_column: not set; name the file's column, or give --preset ({', '.join(sorted(PRESETS))})"
-        )
+    needed = ["user", "item", "time"]
+    if arguments.min_rating is not None:
+        needed.append("rating")
+    for column in needed:
+        if column not in given:
+            raise InputError(
+                f"--{column}_column: not set; name the file's column, or give --preset "
+                f"({', '.join(sorted(PRESETS))})"
+            )
     return Columns(**given)
 
 
 def check_paths(arguments: argparse.Namespace) -> None:
-    """What would otherwise be found out after an hour of reading."""
+    """Raises InputError for a mistake that would otherwise be found after an hour of reading."""
     check_new(arguments.output)
-    for path in (*arguments.interactions, *filter(None, [arguments.items])):
+    paths = list(arguments.interactions)
+    if arguments.items:
+        paths.append(arguments.items)
+    for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or directory")
 
 
 def named_filters(arguments: argparse.Namespace) -> Filters:
-    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Filters)}
-    return Filters(**{name: value for name, value in given.items() if value is not None})
+    """The filters that are given, and the defaults of the others."""
+    # Options that are not given are None: the defaults stand in Filters alone.
+    given = {}
+    for field in dataclasses.fields(Filters):
+        value = getattr(arguments, field.name)
+        if value is not None:
+            given[field.name] = value
+    return Filters(**given)
 
 
 def import_files(
     arguments: argparse.Namespace, findings: Findings
 ) -> tuple[InteractionDataset, dict[str, int]]:
-    """Files through all filters; how many interactions each removed."""
-    columns, filters, quoted = (
-        named_columns(arguments),
-        named_filters(arguments),
-        bool(arguments.quoted_tsv),
-    )
+    """The data set of the files after all filters, and how many interactions each of them
+    removed."""
+    # Options are checked before the files are read, which takes minutes for large ones.
+    columns = named_columns(arguments)
+    filters = named_filters(arguments)
+    quoted = bool(arguments.quoted_tsv)
     raw = read_files(arguments.interactions, columns, findings, arguments.min_rating, quoted)
     logger.info(
         "%s interactions of %s users with %s items read",
@@ -147,6 +181,7 @@ def import_files(
         f"{len(raw.item_names):,}",
     )
     dataset, removed = prepare(raw, arguments.name or arguments.output.resolve().name, filters)
+    # Titles are read last, so that only those of the items that are left are kept in memory.
     if arguments.items is not None:
         titles = read_titles(arguments.items, columns, dataset.item_ids, findings, quoted)
         dataset = with_titles(dataset, titles)
@@ -154,13 +189,15 @@ def import_files(
 
 
 def import_directory(arguments: argparse.Namespace) -> InteractionDataset:
-    """An LC-Rec or RecBole directory as it is: published data are filtered already (RecBole's get
-    their k-core)."""
-    names = ("items", "preset", "repeats", "min_items", "max_items", "min_rating", "quoted_tsv")
-    ignored = [name for name in names if getattr(arguments, name) is not None]
-    if ignored or len(arguments.interactions) > 1:
+    """An LC-Rec or RecBole directory as it is: published data is filtered already, apart from
+    RecBole's, which gets its k-core here."""
+    options = ("items", "preset", "repeats", "min_items", "max_items", "min_rating", "quoted_tsv")
+    ignored = [name for name in options if getattr(arguments, name) is not None]
+    if len(arguments.interactions) > 1:
+        ignored.append("interactions")
+    if ignored:
         raise InputError(
-            f"--{(ignored or ['interactions'])[0]}: not with a directory, which is taken as it is; expected "
+            f"--{ignored[0]}: not with a directory, which is taken as it is; expected "
             "--interactions DIRECTORY alone (and --k_core for RecBole files)"
         )
     k_core = DataConfig().k_core if arguments.k_core is None else arguments.k_core
@@ -171,7 +208,8 @@ def import_directory(arguments: argparse.Namespace) -> InteractionDataset:
 def write(
     dataset: InteractionDataset, output: Path, about: dict[str, Any], indices: list[Path]
 ) -> None:
-    """The prepared directory, semantic IDs and all, or nothing."""
+    """Writes the prepared directory with its semantic IDs, or nothing."""
+    # Semantic IDs are found by the items' ids, which stay as they are.
     with new_directory(output) as beside:
         write_prepared(dataset, beside, about)
         for index in indices:
@@ -182,33 +220,33 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     check_paths(arguments)
     findings = Findings(arguments.max_bad_lines)
+    # A directory of a published data set is taken as it is; files go through all filters.
+    about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv]}
     removed: dict[str, int] = {}
-    directory = arguments.interactions[0] if arguments.interactions[0].is_dir() else None
-    if directory:
+    indices: list[Path] = []
+    if arguments.interactions[0].is_dir():
         dataset = import_directory(arguments)
+        indices = sorted(arguments.interactions[0].glob("*.index.json"))
     else:
         dataset, removed = import_files(arguments, findings)
+        filters = dataclasses.asdict(named_filters(arguments))
+        about["filters"] = {**filters, "min_rating": arguments.min_rating}
+
+    # What the table shows is also recorded in dataset.json.
     found: dict[str, Any] = statistics(dataset) | findings.report()
-    found |= {f"removed by {step}": count for step, count in removed.items() if count}
+    for step, count in removed.items():
+        if count:
+            found[f"removed by {step}"] = count
     found["users left out"] = dataset.num_dropped_users
-    about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv], "statistics": found}
-    if not directory:
-        about["filters"] = dataclasses.asdict(named_filters(arguments)) | {
-            "min_rating": arguments.min_rating
-        }
+    about["statistics"] = found
+    # The table is printed even if the directory cannot be written: reading took long.
     try:
-        write(
-            dataset,
-            arguments.output,
-            about,
-            sorted(directory.glob("*.index.json")) if directory else [],
-        )
+        write(dataset, arguments.output, about, indices)
     finally:
         print(format_statistics(found), flush=True)
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # an exit cleans up; the signal's own end does not
+    # SLURM ends a job with SIGTERM, which by itself ends Python at once. An exit cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     run_entry(main)

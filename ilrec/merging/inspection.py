@@ -1,110 +1,129 @@
-"""What is in a run's directory, a checkpoint, an adapter or a merged model: read from headers and
-JSON alone."""
+"""Describes what is in a run's directory, a checkpoint, an adapter or a merged model. Only headers
+and JSON are read."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ilrec.errors import InputError
 from ilrec.files.reading import read_json
-from ilrec.merging.adapter import CONFIG, Adapter, read_adapter
+from ilrec.merging.adapter import Adapter, read_adapter
+from ilrec.merging.adapter_settings import CONFIG
 from ilrec.merging.plan import text_config
 from ilrec.training.checkpoints import MANIFEST
 from ilrec.weights.tensor_files import StoredTensor, read_tensors
 
+# So many metrics of a run's log are shown.
 NUM_METRICS = 6
 
 
 def describe(directory: Path) -> str:
-    """Lines of `what  value`; of a run's directory, one block for each model in it. Raises
-    InputError where there is none."""
+    """Lines of `name  value`. A run's directory has one block of lines for each model in it.
+
+    Raises InputError if there is no model and no adapter.
+    """
     if not directory.is_dir():
         raise InputError(f"--inspect: no such directory: {directory}")
-    if _kind(directory):
+    if _is_adapter(directory) or _is_model(directory):
         return _block(directory)
-    inside = [
-        path
-        for path in (directory / "base", *_checkpoints(directory), directory / "final")
-        if _kind(path)
-    ]
-    if not inside:
+
+    # The order of a run: the base that it started from, its checkpoints, its result.
+    places = [directory / "base", *_checkpoints(directory), directory / "final"]
+    models = [path for path in places if _is_adapter(path) or _is_model(path)]
+    if not models:
         raise InputError(
-            f"--inspect: {directory} has neither {CONFIG} nor config.json, nor has final/ or a checkpoint-N in it"
+            f"--inspect: {directory} has neither {CONFIG} nor config.json, and no final/ or "
+            "checkpoint-N with one of them; name a run, a checkpoint, an adapter or a model"
         )
-    return "\n\n".join(_block(path) for path in inside)
+    return "\n\n".join(_block(path) for path in models)
+
+
+def _is_adapter(directory: Path) -> bool:
+    return (directory / CONFIG).exists()
+
+
+def _is_model(directory: Path) -> bool:
+    return (directory / "config.json").exists()
 
 
 def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(directory.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
-
-
-def _kind(directory: Path) -> str:
-    return next((name for name in (CONFIG, "config.json") if (directory / name).exists()), "")
+    """By their steps: checkpoint-9 comes before checkpoint-10."""
+    found = directory.glob("checkpoint-*")
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def _block(directory: Path) -> str:
-    facts = _adapter_facts(directory) if _kind(directory) == CONFIG else _model_facts(directory)
+    """The directory's name, and below it what is known of the model in it."""
+    facts = _adapter_facts(directory) if _is_adapter(directory) else _model_facts(directory)
     facts |= _run_facts(directory)
     width = max(map(len, facts))
-    return "\n".join(
-        [
-            str(directory),
-            *(
-                f"  {name:<{width}}  {value}"
-                for name, value in facts.items()
-                if value not in (None, "")
-            ),
-        ]
-    )
+    lines = [str(directory)]
+    for name, value in facts.items():
+        if value not in (None, ""):
+            lines.append(f"  {name:<{width}}  {value}")
+    return "\n".join(lines)
 
 
 def _adapter_facts(directory: Path) -> dict[str, Any]:
+    """What is known of an adapter; of one that cannot be merged, the reason."""
     config = read_json(directory / CONFIG)
-    facts = {
-        "kind": f"{config.get('peft_type', '?')} adapter{' (DoRA)' if config.get('use_dora') else ''}",
-        "base": config.get("base_model_name_or_path"),
-    }
+    kind = f"{config.get('peft_type', '?')} adapter"
+    if config.get("use_dora"):
+        kind += " (DoRA)"
+    facts = {"kind": kind, "base": config.get("base_model_name_or_path")}
+    # An adapter that cannot be merged is still worth describing.
     try:
         adapter = read_adapter(directory)
     except InputError as error:
         return facts | {"not mergeable": error}
-    return (
-        facts
-        | _low_rank_facts(adapter)
-        | {"parameters": _count(adapter.tensors), "stored as": _dtypes(adapter.tensors)}
-    )
+    facts |= _change_facts(adapter)
+    return facts | {
+        "parameters": _count(adapter.tensors),
+        "stored as": _dtypes(adapter.tensors),
+    }
 
 
-def _low_rank_facts(adapter: Adapter) -> dict[str, Any]:
-    updates = {name: change.low_rank for name, change in adapter.changes.items() if change.low_rank}
-    modules = sorted({name.split(".")[-2] for name in updates})
-    whole = sorted(name for name, change in adapter.changes.items() if change.whole)
-    rows = [
-        f"{len(change.token_ids)} of {name} ({min(change.token_ids)} to {max(change.token_ids)})"
-        for name, change in adapter.changes.items()
-        if change.token_ids
-    ]
+def _change_facts(adapter: Adapter) -> dict[str, Any]:
+    """What the adapter does to its base: low-rank updates, trained token rows, whole tensors."""
+    # Names end in `.q_proj.weight`: the last but one part says which matrices are adapted.
+    updates = []
+    modules = set()
+    rows = []
+    whole = []
+    for name, change in adapter.changes.items():
+        if change.low_rank:
+            updates.append(change.low_rank)
+            modules.add(name.split(".")[-2])
+        if change.token_ids:
+            first, last = min(change.token_ids), max(change.token_ids)
+            rows.append(f"{len(change.token_ids)} of {name} ({first} to {last})")
+        if change.whole:
+            whole.append(name)
     return {
-        "rank": _values(update.a.shape[0] for update in updates.values()),
-        "scaling": _values(f"{update.scaling:.6g}" for update in updates.values()),
-        "targets": f"{len(updates)} matrices: {', '.join(modules)}",
+        "rank": _values(update.a.shape[0] for update in updates),
+        "scaling": _values(f"{update.scaling:.6g}" for update in updates),
+        "targets": f"{len(updates)} matrices: {', '.join(sorted(modules))}",
         "trained tokens": "; ".join(rows),
-        "whole": ", ".join(whole),
+        "whole": ", ".join(sorted(whole)),
     }
 
 
 def _model_facts(directory: Path) -> dict[str, Any]:
-    config, tensors = read_json(directory / "config.json"), read_tensors(directory)
+    """What is known of a full model, and which base and adapter it was merged from."""
+    config = read_json(directory / "config.json")
     text = text_config(config)
-    merged = read_json(directory / "MERGE.json") if (directory / "MERGE.json").exists() else {}
+    tensors = read_tensors(directory)
+    merged_from = ""
+    if (directory / "MERGE.json").exists():
+        record = read_json(directory / "MERGE.json")
+        merged_from = f"{record['adapter']['directory']} on {record['base']['directory']}"
     return {
         "kind": f"full model: {', '.join(config.get('architectures') or ['?'])}",
-        "merged from": merged
-        and f"{merged['adapter']['directory']} on {merged['base']['directory']}",
+        "merged from": merged_from,
         "layers": text.get("num_hidden_layers"),
         "hidden size": text.get("hidden_size"),
         "vocabulary": text.get("vocab_size"),
@@ -115,40 +134,39 @@ def _model_facts(directory: Path) -> dict[str, Any]:
 
 
 def _run_facts(directory: Path) -> dict[str, Any]:
-    """Step, ranks, and the last numbers that the run logged until then."""
+    """What the manifest of a checkpoint says, and the last metrics that its run logged until then;
+    nothing for a directory without a manifest."""
     path = directory / MANIFEST
     if not path.exists():
         return {}
     manifest = read_json(path)
+    step = manifest.get("step")
     return {
-        "step": manifest.get("step"),
+        "step": step,
         "ranks": manifest.get("world_size"),
         "trained on": manifest.get("base", {}).get("name"),
-        "metrics": _metrics(directory.parent / "metrics.jsonl", manifest.get("step")),
+        "metrics": _metrics(directory.parent / "metrics.jsonl", step),
     }
 
 
-def _metrics(path: Path, step: int | None) -> str:
-    lines = (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if path.exists()
-        else []
-    )
-    line: dict = next(
-        (
-            line
-            for line in reversed(lines)
-            if "loss" in line and (step is None or line["step"] <= step)
-        ),
-        {},
-    )
-    shown = [f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float)][
-        :NUM_METRICS
-    ]
-    return f"{', '.join(shown)} (step {line['step']})" if line else ""
+def _metrics(path: Path, last_step: int | None) -> str:
+    """Some metrics of the newest line of a run's log that is not newer than `last_step`."""
+    if not path.exists():
+        return ""
+    newest: dict[str, Any] = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        # Some lines hold other things than a step's losses, such as an evaluation.
+        if "loss" in line and (last_step is None or line["step"] <= last_step):
+            newest = line
+    if not newest:
+        return ""
+    shown = [f"{name} {value:.4g}" for name, value in newest.items() if isinstance(value, float)]
+    return f"{', '.join(shown[:NUM_METRICS])} (step {newest['step']})"
 
 
-def _values(values: Any) -> str:
+def _values(values: Iterable[Any]) -> str:
+    """The different ones among the values, in order."""
     return ", ".join(str(value) for value in sorted(set(values)))
 
 

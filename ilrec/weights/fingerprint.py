@@ -1,5 +1,8 @@
-"""Which weights a model has, told apart without reading them whole. A run records it; going on and
-merging compare."""
+"""Tells which weights a model has, from a sample of them.
+
+A run records the fingerprint of the weights it starts from. Resuming, ranking and merging compare
+it with the weights they are given, and refuse another model of the same shape.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,42 @@ import torch
 from ilrec.errors import InputError
 from ilrec.weights.tensor_files import StoredTensor, read_tensors
 
-# Of each tensor: two fine-tuned versions of a model differ in every matrix, and a file is not read
-# for more than its header.
+# At most so many bytes are read of each tensor. That is enough to tell two fine-tuned versions of a
+# model apart, because fine-tuning changes every matrix.
 SAMPLE_BYTES = 1024
-# Of a file of another format: so many blocks, evenly spaced, both ends among them. A smaller one is
-# read whole.
+# A file of another format (GGUF) is sampled in so many blocks, evenly spaced from its first byte to
+# its last one. A file smaller than all of the blocks is read whole.
 NUM_BLOCKS, BLOCK_BYTES = 256, 4096
 
 
 def weights_fingerprint(directory: Path, stem: str = "model") -> str:
-    """SHA-256 over every tensor's name, dtype, shape and the rows in its middle, about 1 KiB.
-    InputError: no safetensors there."""
+    """SHA-256, in hex, over the name, dtype, shape and about 1 KiB of the middle of every tensor.
+
+    stem: how the files' names begin ("model", or "adapter_model" for an adapter).
+    Raises InputError if the directory has no such safetensors files.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(read_tensors(directory, stem).items()):
+    tensors = read_tensors(directory, stem)
+    # Sorted, so that the fingerprint does not depend on how the tensors are spread over files.
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
         digest.update(_sample(tensor))
     return digest.hexdigest()
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 over a file's size and blocks of it. InputError: no such file."""
+    """SHA-256, in hex, over a file's size and blocks of its bytes.
+
+    Raises InputError if there is no such file.
+    """
     if not path.is_file():
         raise InputError(f"model: no such file: {path}")
     size = path.stat().st_size
-    starts, length = np.zeros(1, dtype=np.int64), size
-    if size > NUM_BLOCKS * BLOCK_BYTES:
-        starts, length = np.linspace(0, size - BLOCK_BYTES, NUM_BLOCKS, dtype=np.int64), BLOCK_BYTES
+    if size <= NUM_BLOCKS * BLOCK_BYTES:
+        starts, length = np.zeros(1, dtype=np.int64), size
+    else:
+        starts = np.linspace(0, size - BLOCK_BYTES, NUM_BLOCKS, dtype=np.int64)
+        length = BLOCK_BYTES
     digest = hashlib.sha256(f"{size} ".encode())
     with open(path, "rb") as file:
         for start in starts:
@@ -47,6 +60,8 @@ def file_fingerprint(path: Path) -> str:
 
 
 def _sample(tensor: StoredTensor) -> bytes:
-    middle, count = tensor.num_rows // 2, max(1, SAMPLE_BYTES // max(1, tensor.row_bytes))
+    """At most SAMPLE_BYTES bytes, from the middle row on."""
+    middle = tensor.num_rows // 2
+    count = max(1, SAMPLE_BYTES // max(1, tensor.row_bytes))
     rows = tensor.rows(middle, min(middle + count, tensor.num_rows))
     return rows.view(-1).view(torch.uint8).numpy().tobytes()[:SAMPLE_BYTES]

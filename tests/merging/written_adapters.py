@@ -1,15 +1,24 @@
-"""Tiny Llamas and adapters on them, made with peft itself, every trained tensor moved away from its
-start."""
+"""Small Llamas, and adapters on them that peft itself makes.
+
+Every trained tensor is moved away from its start, so that a forgotten change shows.
+"""
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ilrec.errors import InputError
+from ilrec.merging.merge import merge
+from ilrec.merging.sources import open_source
 
 VOCAB, HIDDEN = 40, 16
 
@@ -21,6 +30,7 @@ def write_base(
     vocab: int = VOCAB,
     seed: int = 0,
 ) -> Path:
+    """A Llama of two layers with its tokenizer, saved to `directory`."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=HIDDEN,
@@ -38,9 +48,11 @@ def write_base(
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
+    # Biases begin at 0, where a forgotten one would not show.
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.2)
+    # Sampling settings, as those of an instruction-tuned base.
     model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9)
     model.to(dtype).save_pretrained(directory)
     write_tokenizer(directory, vocab)
@@ -59,8 +71,11 @@ def write_tokenizer(directory: Path, size: int) -> None:
 def write_adapter(
     base: Path, directory: Path, resize: int = 0, dtype: torch.dtype | None = None, **settings
 ) -> PeftModel:
-    """Saved to `directory`, with a tokenizer that knows the new tokens. Returns the model that it
-    is part of."""
+    """An adapter, saved to `directory` with a tokenizer that knows the new tokens.
+
+    resize: size of the vocabulary, 0 for the base's. settings: those of LoraConfig. Returns the
+    model that the adapter is part of.
+    """
     settings = {
         "r": 4,
         "lora_alpha": 8,
@@ -90,3 +105,23 @@ def logits(model: torch.nn.Module, vocab: int) -> torch.Tensor:
     """float32 [4, 12, V] for the same random tokens."""
     ids = torch.randint(vocab, (4, 12), generator=torch.Generator().manual_seed(2))
     return model(input_ids=ids).logits.float()
+
+
+def run_merge(adapter: Path, output: Path, **options) -> dict[str, torch.Tensor]:
+    """The merged tensors, of a model that is written as one file."""
+    with open_source(str(adapter)) as source:
+        merge(source, output, **options)
+    return load_file(output / "model.safetensors")
+
+
+def refusal(adapter: Path, output: Path, base: str = "", **options) -> str:
+    """The message that a merge is refused with. Nothing may be left of the output."""
+    with pytest.raises(InputError) as raised, open_source(str(adapter), base) as source:
+        merge(source, output, **options)
+    assert not output.exists()
+    assert not output.with_name(output.name + ".tmp").exists()
+    return str(raised.value)
+
+
+def edit_json(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))

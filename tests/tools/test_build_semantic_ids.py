@@ -17,33 +17,24 @@ from ilrec.errors import InputError
 def build(
     data: Path, directory: Path, ids: list[str] | None, rows: np.ndarray
 ) -> dict[str, list[str]]:
+    """The index that is built from embeddings with these ids; None: without a file of ids."""
     directory.mkdir()
     np.save(directory / "mine.npy", rows)
     if ids is not None:
         (directory / "mine.ids.json").write_text(json.dumps(ids))
-    main(
-        [
-            "--data",
-            str(data),
-            "--embeddings",
-            str(directory / "mine.npy"),
-            "--codebook_size",
-            "4",
-            "--output",
-            str(directory / "ids.index.json"),
-        ]
-    )
-    return json.loads((directory / "ids.index.json").read_text())
+    output = directory / "ids.index.json"
+    paths = ["--embeddings", str(directory / "mine.npy"), "--output", str(output)]
+    main(["--data", str(data), *paths, "--codebook_size", "4"])
+    return json.loads(output.read_text())
 
 
 def test_rows_in_another_order_give_the_same_ids(data, tmp_path):
-    ids, rows = (
-        [str(item) for item in range(NUM_ITEMS)],
-        np.random.default_rng(0).normal(size=(NUM_ITEMS, 4)),
-    )
+    ids = [str(item) for item in range(NUM_ITEMS)]
+    rows = np.random.default_rng(0).normal(size=(NUM_ITEMS, 4))
     order = np.random.default_rng(1).permutation(NUM_ITEMS)
     one = build(data, tmp_path / "one", ids, rows)
-    assert build(data, tmp_path / "other", [ids[item] for item in order], rows[order]) == one
+    other = build(data, tmp_path / "other", [ids[item] for item in order], rows[order])
+    assert other == one
     assert len({tuple(codes) for codes in one.values()}) == NUM_ITEMS
 
 

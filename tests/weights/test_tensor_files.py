@@ -1,4 +1,4 @@
-"""Files against the safetensors package; blocks; what is no whole file."""
+"""Reading safetensors files: rows against the safetensors package, and files that are not whole."""
 
 from __future__ import annotations
 
@@ -6,57 +6,40 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ilrec.errors import InputError
 from ilrec.weights.tensor_files import (
     DTYPES,
-    NAMES,
-    NewTensor,
-    TensorWriter,
+    EMBEDDING,
+    HEAD,
+    holds_another_head,
     read_header,
     read_tensors,
 )
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=list(DTYPES))
-def test_rows_are_what_safetensors_reads(dtype, tmp_path):
+def test_rows_are_what_safetensors_wrote(dtype, tmp_path):
     values = torch.arange(60).view(5, 3, 4).to(dtype)
     save_file({"x": values, "scalar": values[1, 1, 1].clone()}, tmp_path / "model.safetensors")
     tensors = read_tensors(tmp_path)
-    assert tensors["x"].rows().equal(values) and tensors["x"].rows(2, 4).equal(values[2:4])
+    assert tensors["x"].rows().equal(values)
+    assert tensors["x"].rows(2, 4).equal(values[2:4])
     assert tensors["scalar"].rows().item() == values[1, 1, 1].item()
 
 
-def test_written_files_are_read_by_safetensors(tmp_path):
-    """Three shards of mixed dtypes, rows written out of order, and the index."""
-    values = {
-        "a": torch.randn(7, 3),
-        "b": torch.randn(5, dtype=torch.bfloat16),
-        "c": torch.randn(4, 4).half(),
-        "d": torch.randn(9, 3),
-    }
-    writer = TensorWriter(
-        tmp_path,
-        [NewTensor(n, NAMES[v.dtype], tuple(v.shape)) for n, v in values.items()],
-        max_shard_bytes=120,
-    )
-    for name, value in values.items():
-        for row in reversed(range(len(value))):
-            writer.write_rows(name, row, value[row : row + 1])
-    writer.close()
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert sorted(set(index["weight_map"].values())) == [
-        f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
-    ]
-    for name, file in index["weight_map"].items():
-        assert load_file(tmp_path / file)[name].equal(values[name])
-        with safe_open(tmp_path / file, framework="pt") as opened:
-            assert opened.metadata() == {"format": "pt"}
-    assert {name: tensor.shape for name, tensor in read_tensors(tmp_path).items()} == {
-        n: tuple(v.shape) for n, v in values.items()
-    }
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_is_another_one_when_a_value_differs(same, tmp_path):
+    embedding = torch.randn(9, 4)
+    head = embedding.clone()
+    if not same:
+        head[8, 3] += 1
+    save_file({f"model.{EMBEDDING}": embedding, HEAD: head}, tmp_path / "model.safetensors")
+    tensors = read_tensors(tmp_path)
+    assert holds_another_head(tensors) == (not same)
+    del tensors[HEAD]
+    assert not holds_another_head(tensors)
 
 
 @pytest.fixture
@@ -80,28 +63,32 @@ def test_truncated_and_damaged_files(path):
             read_header(path)
 
 
+def test_a_file_that_goes_or_shrinks_while_it_is_read(path):
+    tensor = read_header(path)["x"]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="the file ended within x"):
+        tensor.rows()
+    path.unlink()
+    with pytest.raises(InputError, match="disappeared while it was read"):
+        tensor.rows()
+
+
 def test_incomplete_directories(path):
-    path.rename(path.with_name("model-00001-of-00002.safetensors"))
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    path.rename(path.with_name(first))
     with pytest.raises(
         InputError, match="neither model.safetensors nor model.safetensors.index.json"
     ):
         read_tensors(path.parent)
+
     index = path.with_name("model.safetensors.index.json")
-    index.write_text(
-        json.dumps(
-            {
-                "weight_map": {
-                    "x": "model-00001-of-00002.safetensors",
-                    "y": "model-00002-of-00002.safetensors",
-                }
-            }
-        )
-    )
-    with pytest.raises(InputError, match="model-00002-of-00002.safetensors: no such file"):
+    index.write_text(json.dumps({"weight_map": {"x": first, "y": second}}))
+    with pytest.raises(InputError, match=f"{second}: no such file"):
         read_tensors(path.parent)
-    index.write_text(json.dumps({"weight_map": {"y": "model-00001-of-00002.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"y": first}}))
     with pytest.raises(InputError, match="lacks y, which"):
         read_tensors(path.parent)
+
     index.unlink()
     path.with_name("pytorch_model.bin").touch()
     with pytest.raises(
@@ -111,7 +98,7 @@ def test_incomplete_directories(path):
 
 
 def test_empty_tensors_are_refused(tmp_path):
-    """What ZeRO-3 leaves where nobody gathered."""
+    """ZeRO-3 leaves such tensors in files that are saved without gathering its shards."""
     save_file({"x": torch.zeros(0)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"x is empty \(shape \[0\]\): saved from ZeRO-3 shards"):
         read_tensors(tmp_path)
