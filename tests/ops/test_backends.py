@@ -194,7 +194,7 @@ def test_auto_takes_rows_unless_only_few_fit(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
-    backends._say_once.cache_clear()
+    backends._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             run(make_case(), FULL, "auto")
@@ -204,8 +204,8 @@ def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_slow_fallback_is_loud(caplog: pytest.LogCaptureFixture) -> None:
-    backends._say_once.cache_clear()
-    backends._say_once("cuda", "row_slab", True)
+    backends._log_once.cache_clear()
+    backends._log_once("cuda", "row_slab", True)
     assert "triton is not installed" in caplog.text and caplog.records[0].levelname == "WARNING"
 
 

@@ -124,10 +124,8 @@ def test_items_are_given_where_they_are_the_negatives(
     candidates_V: torch.Tensor | None, negative_tokens: str
 ) -> None:
     goal = dataclasses.replace(FULL, negative_tokens=negative_tokens)
-    with pytest.raises(
-        ValueError,
-        match=f"candidates_V: expected if and only if negative_tokens is items, which is {negative_tokens}",
-    ):
+    expected = "candidates_V: expected if and only if negative_tokens is items, which is "
+    with pytest.raises(ValueError, match=expected + negative_tokens):
         cross_layer_loss(**make_case(), objective=goal, candidates_V=candidates_V)
 
 

@@ -21,7 +21,8 @@ from ops_cases import (
     with_new_tokens,
 )
 
-from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss, fused, head_gemm, row_math
+from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss, head_gemm, row_math
+from ilrec.ops.row_inputs import RowInputs
 
 GOALS = {
     "sft": SFT,
@@ -121,9 +122,11 @@ def test_ties_and_the_inclusive_threshold(cap: int) -> None:
     actual = assert_matches_reference(case, goal)
     assert actual["stats"][3] == (cap if 0 < cap < 10 else 10) + min(cap or 99, 21)
     smallest = torch.arange(3, 33, 3)[: cap or None]
-    logits, task = hidden @ head.T, fused.Task(case["labels_N"], goal, None, None, 1)
+    logits = hidden @ head.T
+    inputs = RowInputs(case["labels_N"], goal, None, None, None, 1)
     at_label = logits.gather(1, case["labels_N"][:, None])[:, 0]
-    negatives = row_math._negatives(logits, logits, at_label, at_label, case["labels_N"], task, 0)
+    rows = slice(0, 2)
+    negatives = row_math._negatives(logits, logits, at_label, at_label, inputs, rows)
     assert negatives.tokens_S[negatives.rows_S == 0].tolist() == smallest.tolist()
 
 
