@@ -19,9 +19,10 @@ from ilrec.ops.row_inputs import RowInputs
 
 logger = logging.getLogger(__name__)
 
-# With fewer tokens a slab than this, vocab_stream is chosen. By arithmetic, not measured: a bfloat16
-# product on an H100 spends as long on reading the head as on computing at 2 x 150 stacked rows, and
-# 4 products limited by reading at 80 tokens cost as much as 6 limited by computing at 120.
+# With fewer tokens a slab than this, vocab_stream is chosen. By arithmetic, not measured: at
+# 2 x 150 stacked rows a bfloat16 product on an H100 spends as long on reading the head as on
+# computing, and 4 products limited by reading at 80 tokens cost as much as 6 limited by computing
+# at 120.
 FEW_SLAB_TOKENS = 80
 
 

@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 from conftest import launch
+from merging.written_adapters import write_adapter, write_base
 from safetensors.torch import load_file, save_file
-from written_adapters import write_adapter, write_base
 
 from ilrec.config.sections import ModelConfig
 from ilrec.errors import InputError

@@ -1,16 +1,15 @@
-"""The model whose forward is the objective: equal to stock SFT without weights, readout, token
-rows, checkpointing."""
+"""The model whose forward is the objective: without weights it is stock SFT; which states it reads,
+which layers learn, what is counted."""
 
 import pytest
 import torch
-from tiny_models import NEW_TOKENS, arguments, batch, samples, tiny_llama
-from tiny_tokenizers import with_holes
+from tiny_models import arguments, batch, samples, tiny_llama
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer
 
-from ilrec.config.sections import ModelConfig, ObjectiveConfig
+from ilrec.config.sections import ObjectiveConfig
 from ilrec.errors import InputError
-from ilrec.model.adapters import add_adapter, add_item_tokens, load_adapter
 from ilrec.model.objective import attach_objective
+from ilrec.ops import STATS
 from ilrec.samples.collators import TrainingCollator, flattening_collator
 from ilrec.training.trainer import ILRecTrainer
 
@@ -139,61 +138,6 @@ def test_gradient_checkpointing_changes_nothing():
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_new_token_rows_are_trained_saved_and_reloaded(tmp_path, tied):
-    """Under LoRA the new tokens' rows learn on both sides; nothing V x H is saved; the reloaded
-    model gives the same logits."""
-    model = add_adapter(tiny_llama(tied), ModelConfig(lora_dropout=0.0, lora_rank=4), NEW_TOKENS)
-    attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(3):
-        optimizer.zero_grad()
-        model(**batch(16)).loss.backward()
-        optimizer.step()
-    rows = {
-        n: p for n, p in model.named_parameters() if p.requires_grad and "trainable_tokens" in n
-    }
-    assert len(rows) == (1 if tied else 2)
-    assert all((p - before[n]).abs().amax(dim=1).min() > 0 for n, p in rows.items())
-    model.save_pretrained(tmp_path)
-    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 300_000
-    reloaded = load_adapter(tiny_llama(tied), tmp_path, is_trainable=False).eval()
-    ids = batch()["input_ids"]
-    with torch.no_grad():
-        assert torch.equal(reloaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
-
-
-def test_token_rows_get_the_gradient_of_the_whole_head():
-    """The rows' gradient equals that of an untied head trained in full, at those rows."""
-    objective = ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layers=2)
-    full = tiny_llama()
-    attach_objective(full, objective, [])
-    full(**batch(16)).loss.backward()
-    adapted = add_adapter(tiny_llama(), ModelConfig(lora_dropout=0.0), NEW_TOKENS)
-    attach_objective(adapted, objective, [])
-    adapted(**batch(16)).loss.backward()
-    rows = {n: p.grad for n, p in adapted.named_parameters() if "trainable_tokens_delta" in n}
-    head = next(g for n, g in rows.items() if "lm_head" in n)
-    embedding = next(g for n, g in rows.items() if "embed_tokens" in n)
-    torch.testing.assert_close(head, full.lm_head.weight.grad[NEW_TOKENS])
-    torch.testing.assert_close(embedding, full.model.embed_tokens.weight.grad[NEW_TOKENS])
-
-
-@pytest.mark.parametrize("rows", [64, 500])
-def test_as_many_rows_as_the_largest_token_number_needs(rows):
-    """More than there are tokens, where numbers are not in use; padded ones keep their rows."""
-    tokenizer = with_holes()
-    largest = max(tokenizer.get_vocab().values())
-    assert len(tokenizer) <= largest < 500
-    model = tiny_llama()
-    model.resize_token_embeddings(rows, mean_resizing=False)
-    new = add_item_tokens(model, tokenizer)
-    assert list(new) == list(range(rows, largest + 1))
-    for weight in (model.lm_head.weight, model.model.embed_tokens.weight):
-        assert len(weight) == max(rows, largest + 1)
-
-
 def test_candidates_limit_the_negatives():
     model = tiny_llama()
     attach_objective(
@@ -204,6 +148,58 @@ def test_candidates_limit_the_negatives():
     outputs = model(**batch(16))
     num_tokens = (batch(16)["labels"][:, 1:] != -100).sum().item()
     assert 0 < outputs.stats_5[3] <= 3 * num_tokens
+
+
+def stats_of(**changes) -> dict[str, float]:
+    """The first batch's statistics, from one and the same model."""
+    model = tiny_llama()
+    objective = ObjectiveConfig(beta=0.5, alpha=0.3, num_readout_layers=2, **changes)
+    attach_objective(model, objective, [])
+    return dict(zip(STATS, model(**batch(16)).stats_5.tolist(), strict=True))
+
+
+def test_random_negatives_are_as_many_as_the_readout_proposes():
+    readout, drawn = stats_of(), stats_of(negatives_from="random")
+    assert drawn["num_negatives"] == readout["num_negatives"] > 0
+    assert drawn["num_rows_without_negative"] == readout["num_rows_without_negative"]
+    assert drawn["preference"] != readout["preference"]
+
+
+def test_negatives_of_the_last_layer_need_no_hidden_states():
+    """They are counted and penalised, and are not those of the layers below, which nobody asks
+    for. num_readout_layers is ignored, even where the model has too few."""
+    readout, own = stats_of(), stats_of(negatives_from="last_layer")
+    assert own["num_negatives"] > 0 and own["preference"] != readout["preference"]
+
+    model = tiny_llama()
+    objective = ObjectiveConfig(beta=0.5, negatives_from="last_layer", num_readout_layers=99)
+    attach_objective(model, objective, [])
+    asked = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(kwargs["output_hidden_states"]), with_kwargs=True
+    )
+    outputs = model(**batch(16))
+    outputs.loss.backward()
+    assert asked == [False] and outputs.nonfinite_K2.tolist() == [0, 0]
+    assert model.model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("negatives_from", ["last_layer", "random"])
+def test_a_run_trains_with_other_negatives(tmp_path, negatives_from):
+    """Negatives are counted in the log, and the losses are not those of the method itself."""
+    preferences = []
+    for chosen in ("readout", negatives_from):
+        model = tiny_llama()
+        objective = ObjectiveConfig(beta=0.5, num_readout_layers=2, negatives_from=chosen)
+        attach_objective(model, objective, [])
+        trainer = ILRecTrainer(
+            model=model, args=arguments(tmp_path, max_steps=2), train_dataset=samples(80)
+        )
+        trainer.train()
+        first = trainer.state.log_history[0]
+        assert first["negatives/per_token"] > 0
+        preferences.append(first["loss/preference"])
+    assert preferences[0] != preferences[1]
 
 
 def test_too_few_layers_to_read_out():

@@ -31,6 +31,32 @@ def objective(**changes: object) -> Objective:
 
 FULL = objective(beta=0.7, distillation_weight=0.6, reward_weight=0.4, alpha=0.3)
 SFT = objective(beta=0.0)
+# Each setting once away from its default: every backend is compared with the reference on these.
+GOALS = {
+    "sft": SFT,
+    "preference": objective(beta=0.7),
+    "distillation": objective(beta=0.0, distillation_weight=0.6),
+    "reward": objective(beta=0.0, reward_weight=0.4),
+    "all": FULL,
+    "logit": dataclasses.replace(FULL, threshold="logit"),
+    "logit, high threshold": dataclasses.replace(FULL, threshold="logit", alpha=0.9),
+    "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
+    "sharp weights": dataclasses.replace(FULL, weight_temperature=0.25),
+    "flat weights": dataclasses.replace(FULL, weight_temperature=3.0),
+    "sharp weights, capped": dataclasses.replace(
+        FULL, weight_temperature=0.25, alpha=1e-3, max_negatives=3
+    ),
+    "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
+    "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
+    "continuations": dataclasses.replace(
+        FULL, reward_tokens="continuations", reward_temperature=0.7
+    ),
+    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
+    "limited and capped": objective(
+        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
+    ),
+    "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
+}
 TRAINED = ("hidden_NH", "readout_KNH", "lm_head_VH", "new_token_rows_RH")
 Case = dict[str, Any]
 

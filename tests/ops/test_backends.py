@@ -67,6 +67,7 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
         threshold=draw(st.sampled_from(["probability", "logit"])),
         alpha=draw(st.sampled_from([1e-4, 0.5, 1.0, 3.0])),
         max_negatives=draw(st.sampled_from([0, 1, 5, 400])),
+        weight_temperature=draw(st.sampled_from([0.25, 1.0, 3.0])),
         reward_temperature=draw(st.sampled_from([0.5, 2.0])),
         negative_tokens=draw(st.sampled_from(["all", "continuations"])),
         reward_tokens=draw(st.sampled_from(["negatives", "continuations"])),
@@ -225,6 +226,15 @@ def test_a_backend_that_cannot_run_is_an_error(
         pytest.importorskip("triton")
     with pytest.raises(ValueError, match=text):
         run(make_case(), FULL, "vocab_stream", dtype)
+
+
+def test_random_negatives_are_not_for_the_kernels() -> None:
+    """The message names the backend and what to use instead; auto takes row_slab."""
+    message = r"backend: vocab_stream cannot draw negatives at random \(negatives_from: random\)"
+    goal = dataclasses.replace(FULL, negatives_from="random")
+    with pytest.raises(ValueError, match=message):
+        run(make_case(), goal, "vocab_stream", torch.float32)
+    assert run(make_case(), goal, "auto")["stats"][3] > 0
 
 
 def test_vocab_stream_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ops_cases import (
     FULL,
+    GOALS,
     SFT,
     TRAINED,
     assert_matches_reference,
@@ -23,26 +24,6 @@ from ops_cases import (
 
 from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss, head_gemm, row_math
 from ilrec.ops.row_inputs import RowInputs
-
-GOALS = {
-    "sft": SFT,
-    "preference": objective(beta=0.7),
-    "distillation": objective(beta=0.0, distillation_weight=0.6),
-    "reward": objective(beta=0.0, reward_weight=0.4),
-    "all": FULL,
-    "logit": dataclasses.replace(FULL, threshold="logit"),
-    "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
-    "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
-    "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
-    "continuations": dataclasses.replace(
-        FULL, reward_tokens="continuations", reward_temperature=0.7
-    ),
-    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
-    "limited and capped": objective(
-        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
-    ),
-    "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
-}
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 5000, None])

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, launch
-from ops_cases import FULL, SFT, TRAINED, assert_exact, make_case, objective, run, with_new_tokens
+from ops_cases import (
+    FULL,
+    GOALS,
+    TRAINED,
+    assert_exact,
+    make_case,
+    objective,
+    run,
+    with_new_tokens,
+)
 
 from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss
 
@@ -20,26 +29,6 @@ from ilrec.ops import vocab_stream  # noqa: E402
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"
 )  # the interpreter's numpy mentions log(0) and the like
-
-GOALS = {
-    "sft": SFT,
-    "preference": objective(beta=0.7),
-    "distillation": objective(beta=0.0, distillation_weight=0.6),
-    "reward": objective(beta=0.0, reward_weight=0.4),
-    "all": FULL,
-    "logit": dataclasses.replace(FULL, threshold="logit", alpha=0.9),
-    "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
-    "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
-    "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
-    "continuations": dataclasses.replace(
-        FULL, reward_tokens="continuations", reward_temperature=0.7
-    ),
-    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
-    "limited and capped": objective(
-        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
-    ),
-    "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
-}
 
 
 @pytest.mark.parametrize("slab_bytes", [1, None])
