@@ -111,11 +111,8 @@ def penalty(z, ze, negative, lse_negatives, beta, inverse_weight_temperature):
 
 @triton.jit
 def log_one_minus_exp(x):
-    """log(1 - e^-x), x >= 0.
-
-    For small x, where 1 - e^-x loses its digits, by the series of (1 - e^-x) / x to x^7. Its
-    relative error at 1/2 is 1e-8.
-    """
+    """log(1 - e^-x), x >= 0."""
+    # Small x: 1 - e^-x loses its digits; the series of (1 - e^-x) / x to x^7 is off by 1e-8 at 1/2.
     last = 1 - x / 5 * (1 - x / 6 * (1 - x / 7 * (1 - x / 8)))
     series = 1 - x / 2 * (1 - x / 3 * (1 - x / 4 * last))
     return tl.log(tl.where(x < 0.5, x * series, 1 - tl.exp(-x)))
@@ -145,10 +142,8 @@ def block_gradient(
     NEGATIVES: tl.constexpr,
     DISTIL: tl.constexpr,
 ):
-    """d(preference + mu reward)/dz without its part -mu q, and lambda dKL/d(students).
-
-    share: lambda / J, the weight of one student.
-    """
+    """d(preference + mu reward)/dz without its part -mu q, and lambda dKL/d(students). share:
+    lambda / J, the weight of one student."""
     log_p = z - lse
     grad = tl.exp(log_p)
     reward_grad = mu * mass * grad

@@ -70,7 +70,6 @@ def reduce_rows(
     if label_ze_N is None:
         every_row_N = torch.arange(num_rows, device=z_NV.device)
         label_ze_N = students_JNC[:, every_row_N, labels_N].mean(0)
-    offsets_N1, tokens_E, values_E, shares_E = _row_entries(inputs, rows, z_NV)
     allowed_NV = z_NV  # not read where all tokens are allowed
     if objective.limits_negatives:
         mask_NV = continuation_mask(rows.start, num_rows, vocab_size, inputs)
@@ -85,10 +84,7 @@ def reduce_rows(
         allowed_NV,
         labels_N,
         label_ze_N,
-        offsets_N1,
-        tokens_E,
-        values_E,
-        shares_E,
+        *_row_entries(inputs, rows, z_NV),
         sums_N5,
         vocab_size,
         students_JNC.stride(1),
