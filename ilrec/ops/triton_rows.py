@@ -128,20 +128,25 @@ def _row_entries(inputs: RowInputs, rows: slice, z_NV: Tensor) -> tuple[Tensor, 
 
 @triton.jit
 def _row_kernel(
+    # The logits [N, V] and [J, N, C], which become their gradients.
     z_ptr,
     students_ptr,
+    # What is known of tokens and rows: [V], [N, V], [N], [N].
     position_ptr,
     allowed_ptr,
     labels_ptr,
     label_ze_ptr,
+    # The reward entries: where those of each row begin [N + 1]; token, reward and room for q [E].
     offsets_ptr,
     tokens_ptr,
     values_ptr,
     shares_ptr,
+    # The terms of each row [N, 5].
     sums_ptr,
     vocab_size,
     student_stride,
     layer_stride,
+    # threshold: alpha, or log(alpha) for the rule `probability`. share: lambda / J.
     beta,
     threshold,
     mu,
@@ -162,6 +167,7 @@ def _row_kernel(
     BLOCK: tl.constexpr,
     ENTRIES: tl.constexpr,
 ):
+    # Names: _t is the teacher's (z over the candidates), _j each student's, _n of the negatives.
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * vocab_size
     students_ptr += row * student_stride

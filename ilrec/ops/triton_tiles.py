@@ -183,17 +183,21 @@ def _operands(
 
 @triton.jit
 def _fold_kernel(
+    # The logits of the tile, [N, C] and [J, N, D].
     z_ptr,
     students_ptr,
+    # What is known of tokens and rows: [V], [N, C], [N], [N].
     position_ptr,
     allowed_ptr,
     labels_ptr,
     kappa_ptr,
+    # The fields of Statistics, which are updated.
     sums_ptr,
     count_ptr,
     tokens_ptr,
     list_z_ptr,
     list_ze_ptr,
+    # The fields of Tile, and the strides of the students' logits.
     first,
     last,
     student_first,
@@ -293,14 +297,18 @@ def _fold_kernel(
 
 @triton.jit
 def _differentiate_kernel(
+    # The logits of the tile, [N, C] and [J, N, D], which become their gradients.
     z_ptr,
     students_ptr,
+    # What is known of tokens and rows: [V], [N, C], [N].
     position_ptr,
     allowed_ptr,
     labels_ptr,
+    # The fields of RowValues.
     values_ptr,
     last_id_ptr,
     lse_students_ptr,
+    # The fields of Tile, and the strides of the students' logits.
     first,
     last,
     student_first,

@@ -64,8 +64,8 @@ Case = dict[str, Any]
 def make_case(
     num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, num_layers: int = 3
 ) -> Case:
-    """Random float64 input with labels that the readout finds likely; a third of each row's tokens,
-    about 64 at most, has a reward."""
+    """Random float64 input. The labels are tokens that the readout finds likely, so that there are
+    negatives. A third of each row's tokens has a reward, but not many more than 64."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -73,6 +73,7 @@ def make_case(
 
     hidden, head = normal(num_rows, hidden_size), normal(vocab_size, hidden_size)
     readout = hidden + 0.7 * normal(num_layers, num_rows, hidden_size)
+    # The label is the readout's third choice, the two before it are its hard negatives.
     rank = min(2, vocab_size - 1)
     labels = (readout.mean(0) @ head.T).argsort(1, descending=True)[:, rank]
     reward = torch.rand(num_rows, vocab_size, generator=generator, dtype=torch.float64)
@@ -88,20 +89,18 @@ def make_case(
 
 
 def with_new_tokens(case: Case, *ids: int) -> Case:
-    rows = torch.linspace(-1, 1, len(ids) * case["lm_head_VH"].shape[1], dtype=torch.float64).sin()
-    return case | {
-        "new_token_ids_R": torch.tensor(ids),
-        "new_token_rows_RH": rows.view(len(ids), -1),
-    }
+    """The case with trained rows for some tokens, of any values that differ from the head's."""
+    num_values = len(ids) * case["lm_head_VH"].shape[1]
+    values = torch.linspace(-1, 1, num_values, dtype=torch.float64).sin()
+    rows = values.view(len(ids), -1)
+    return case | {"new_token_ids_R": torch.tensor(ids), "new_token_rows_RH": rows}
 
 
 def goal_for(case: Case, goal: Objective) -> Objective:
-    """The goal, with the items as negatives where the case says which tokens these are."""
-    return (
-        dataclasses.replace(goal, negative_tokens="items")
-        if case.get("candidates_V") is not None
-        else goal
-    )
+    """The goal, with the items as negatives if the case says which tokens these are."""
+    if case.get("candidates_V") is None:
+        return goal
+    return dataclasses.replace(goal, negative_tokens="items")
 
 
 def run(
@@ -126,8 +125,10 @@ def run(
     loss, stats = cross_layer_loss(**inputs, objective=goal, backend=backend, **options)
     loss.backward()
     results = {"loss": loss.detach(), "stats": stats}
-    results |= {name: inputs[name].grad for name in TRAINED if inputs.get(name) is not None}
-    return {name: value.double().cpu() for name, value in results.items() if value is not None}
+    for name in TRAINED:
+        if inputs.get(name) is not None and inputs[name].grad is not None:
+            results[name] = inputs[name].grad
+    return {name: value.double().cpu() for name, value in results.items()}
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -145,8 +146,8 @@ def assert_matches_reference(case: Case, goal: Objective, **options: Any) -> dic
     return actual
 
 
-# What the order of a float32 sum over the vocabulary may cost, relative to the largest entry: 32
-# eps. A zero is off by 1.
+# By how much another order of a float32 sum over the vocabulary may change it, relative to the
+# largest entry: 32 eps. A result of all zeros is off by 1 in this measure.
 TOLERANCE = 4e-6
 
 
@@ -156,20 +157,19 @@ def assert_as_exact_as(
     exact: dict[str, Tensor],
     scale: float = 0.0,
 ) -> None:
-    """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; the
-    same negatives.
+    """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; and the
+    negatives are the same.
 
-    scale: of the terms of a sum, where they may cancel (a readout that agrees with its teacher); a
-        value may be smaller."""
+    scale: how large the terms of a sum are. Where they cancel (a readout that agrees with its
+        teacher) the value itself may be much smaller, and says nothing about rounding.
+    """
     assert actual.keys() == exact.keys()
     assert actual["stats"][3:].tolist() == exact["stats"][3:].tolist(), "negatives"
     for name, value in exact.items():
         assert actual[name].shape == value.shape, name
         if value.numel():
-            error, naive_error = (
-                (actual[name] - value).abs().max(),
-                (naive[name] - value).abs().max(),
-            )
+            error = (actual[name] - value).abs().max()
+            naive_error = (naive[name] - value).abs().max()
             allowed = naive_error + TOLERANCE * max(value.abs().max().item(), scale)
             assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
@@ -184,10 +184,13 @@ def assert_exact(
 ) -> dict[str, Tensor]:
     """A backend in `dtype` against float64 on the same (rounded) input, bounded by the error of the
     naive way in `dtype`."""
-    case = case | {
-        name: case[name].to(dtype).double() for name in TRAINED if case.get(name) is not None
-    }
-    exact, naive = run(case, goal, "reference"), run(case, goal, "reference", dtype)
+    rounded = {}
+    for name in TRAINED:
+        if case.get(name) is not None:
+            rounded[name] = case[name].to(dtype).double()
+    case = case | rounded
+    exact = run(case, goal, "reference")
+    naive = run(case, goal, "reference", dtype)
     actual = run(case, goal, backend, dtype, **options)
     assert_as_exact_as(naive, actual, exact, scale)
     return actual

@@ -12,10 +12,8 @@ from ops_cases import FULL, SFT, goal_for, make_case, objective, run, with_new_t
 
 from ilrec.ops import IGNORE_INDEX, STATS, cross_layer_loss
 
-CONCRETE_BACKENDS = (
-    "reference",
-    "row_slab",
-)  # those that take float64; vocab_stream: test_triton_backends.py
+# Those that take float64. vocab_stream is tested in test_triton_backends.py.
+CONCRETE_BACKENDS = ("reference", "row_slab")
 
 
 def changed_rewards(position: int, value: Any) -> tuple[Any, ...]:
@@ -243,9 +241,9 @@ def test_the_last_layer_as_its_own_readout(backend: str) -> None:
 
 
 def test_auto_is_row_slab_and_autocast_changes_nothing() -> None:
-    case = {
-        name: value.float() if name.endswith("H") else value for name, value in make_case().items()
-    }
+    case = make_case()
+    for name in ("hidden_NH", "readout_KNH", "lm_head_VH"):
+        case[name] = case[name].float()
     expected = cross_layer_loss(**case, objective=FULL, backend="row_slab")[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert cross_layer_loss(**case, objective=FULL)[0] == expected

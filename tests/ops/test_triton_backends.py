@@ -26,9 +26,8 @@ from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss
 pytest.importorskip("triton")
 from ilrec.ops import vocab_stream  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # the interpreter's numpy mentions log(0) and the like
+# Triton's interpreter is made of numpy, which warns of log(0) and the like.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("slab_bytes", [1, None])
@@ -127,26 +126,20 @@ def test_minus_infinity_and_huge_logits(backend: str) -> None:
     exact = run(case, dataclasses.replace(FULL, alpha=1e-6), "reference")
     torch.testing.assert_close(stats.double(), exact["stats"], rtol=1e-6, atol=1e-4)
     assert stats[3] == 2  # tokens 0 and 2 are each other's negatives
-    for (
-        name,
-        leaf,
-    ) in (
-        leaves.items()
-    ):  # the column of 1e4: float32 rounds such logits to 1e-3. The other overflows by itself
-        torch.testing.assert_close(
-            leaf.grad[..., 1].double(), exact[name][..., 1], rtol=1e-3, atol=1e-2
-        )
+    # The second column, whose logits are near 1e4: float32 rounds those to 1e-3. The gradient of the
+    # first column, of 1e10, overflows by itself.
+    for name, leaf in leaves.items():
+        column = leaf.grad[..., 1].double()
+        torch.testing.assert_close(column, exact[name][..., 1], rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("rewards", ["no entries", "zeros"])
 def test_rows_without_reward(rewards: str, triton_backend: str) -> None:
     case, plain = make_case(), run(make_case(), objective(), triton_backend, torch.float32)
     offsets, token_ids, values = case["token_rewards"]
-    case["token_rewards"] = (
-        (0 * offsets, token_ids[:0], values[:0])
-        if rewards == "no entries"
-        else (offsets, token_ids, 0 * values)
-    )
+    case["token_rewards"] = (offsets, token_ids, 0 * values)
+    if rewards == "no entries":
+        case["token_rewards"] = (0 * offsets, token_ids[:0], values[:0])
     actual = run(case, objective(reward_weight=0.4), triton_backend, torch.float32)
     assert actual["stats"][2] == 0
     torch.testing.assert_close(actual["hidden_NH"], plain["hidden_NH"], rtol=1e-6, atol=1e-8)
@@ -218,10 +211,6 @@ def test_cuda_agrees_with_cpu(name: str, goal: Objective, dtype: torch.dtype, bo
     for key, value in expected.items():
         if key != "stats" and value.numel():
             scale = max(value.abs().max().item(), math.ulp(1.0))
-            torch.testing.assert_close(
-                actual[key],
-                value,
-                rtol=bound,
-                atol=bound * scale,
-                msg=lambda text, k=key: f"{k}: {text}",
-            )
+            largest_error = (actual[key] - value).abs()
+            allowed = bound * (scale + value.abs())
+            assert (largest_error <= allowed).all(), f"{key}: off by {largest_error.max():.3g}"
