@@ -76,8 +76,8 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
 
 
 # scale: weights of up to 2 on head entries of up to 3, in a mean over up to 9 rows. The draws are
-# the same in every run: a drawn threshold may fall within float32 rounding of a logit, so that other
-# draws may fail now and then.
+# the same in every run, because a drawn threshold may fall within float32 rounding of a logit, so
+# that other draws may fail now and then.
 @pytest.mark.parametrize(
     "name, dtype, examples",
     [

@@ -126,8 +126,8 @@ def test_minus_infinity_and_huge_logits(backend: str) -> None:
     exact = run(case, dataclasses.replace(FULL, alpha=1e-6), "reference")
     torch.testing.assert_close(stats.double(), exact["stats"], rtol=1e-6, atol=1e-4)
     assert stats[3] == 2  # tokens 0 and 2 are each other's negatives
-    # The second column, whose logits are near 1e4: float32 rounds those to 1e-3. The gradient of the
-    # first column, of 1e10, overflows by itself.
+    # The second column, whose logits are near 1e4: float32 rounds those to 1e-3. The gradient of
+    # the first column, of 1e10, overflows by itself.
     for name, leaf in leaves.items():
         column = leaf.grad[..., 1].double()
         torch.testing.assert_close(column, exact[name][..., 1], rtol=1e-3, atol=1e-2)
