@@ -137,6 +137,7 @@ def prepare_heads(model: PreTrainedModel) -> None:
         for refused, message in REFUSALS:
             if refused(layer):
                 raise InputError(f"{_name(model)}: {message.format(kind=type(layer).__name__)}")
+    # Only the class is exchanged: the module keeps its weight, its hooks and its name.
     for head in heads:
         head.__class__ = READABLE[type(head)]
 

@@ -125,6 +125,7 @@ def _from_scratch(init: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
                 f"init: unknown field {name!r}; expected fields of a Hugging Face LlamaConfig, for "
                 "example hidden_size, intermediate_size, num_hidden_layers, num_attention_heads"
             )
+    # The tokenizer may have learned fewer tokens than `init` asked for: its number counts.
     fields = {
         **init,
         "vocab_size": len(tokenizer),
@@ -241,6 +242,8 @@ def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
     # to stop.
     model, fault = None, ""
     try:
+        # Tensors of another shape are reported by the check below, all of them, and not by an error
+        # about the first one.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
             config=read_config(source, config.trust_remote_code),

@@ -126,6 +126,7 @@ def portable_tokenizer_config(
 
     state: tokenizer.json.
     """
+    # A tokenizer with code of its own (auto_map) is loaded by that code, whatever stands here.
     written = dict(config)
     if config.get("backend") != "tokenizers" or "auto_map" in config:
         return written

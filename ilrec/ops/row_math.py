@@ -139,6 +139,7 @@ def _negatives(
     if label_ze_N is None:
         label_ze_N = ze_NC.gather(1, labels_N[:, None])[:, 0]
     mask_NC = _negative_mask(ze_NC, label_logits_N, label_ze_N, inputs, rows)
+    # From here on only the entries of S are touched, which are few.
     rows_S, columns_S = mask_NC.nonzero(as_tuple=True)
     counts_N = rows_S.bincount(minlength=len(labels_N))
     if inputs.draw is not None:
@@ -207,6 +208,7 @@ def _largest(ze_NC: Tensor, mask_NC: Tensor, num_kept: int) -> Tensor:
     Each row has at least num_kept entries."""
     masked_NC = ze_NC.masked_fill(~mask_NC, -math.inf)
     last_N1 = masked_NC.topk(num_kept, dim=1).values[:, -1:]
+    # All that are larger than the last one that fits, and as many equal ones as there is room for.
     above_NC = mask_NC & (masked_NC > last_N1)
     tied_NC = mask_NC & (masked_NC == last_N1)
     room_N1 = num_kept - above_NC.sum(1, keepdim=True)
@@ -270,6 +272,7 @@ def reward_places(
     if inputs.objective.reward_tokens == "continuations":
         keys_T, rewards_T = row_entries(start, len(labels_N), vocab_size, inputs.rewards)
         return keys_T // vocab_size - start, keys_T % vocab_size, rewards_T
+    # Keys are ascending, so a token's entry is found by bisection, or is not there.
     keys_E, values_E = inputs.rewards
     rows_T = torch.cat([negatives.rows_S, torch.arange(len(labels_N), device=labels_N.device)])
     tokens_T = torch.cat([negatives.tokens_S, labels_N])

@@ -144,6 +144,7 @@ def block_gradient(
 ):
     """d(preference + mu reward)/dz without its part -mu q, and lambda dKL/d(students). share:
     lambda / J, the weight of one student."""
+    # P' dz'/dz - [y] + mu mass P, as in row_math._logit_gradient_.
     log_p = z - lse
     grad = tl.exp(log_p)
     reward_grad = mu * mass * grad

@@ -244,6 +244,7 @@ def _finish(
         support = _negatives_support(negatives, label_logits_N, vocab_size, inputs)
     reward = row_math.reward(support, lse_N, objective.reward_temperature)
 
+    # Rows whose list overflowed get no gradient here; row_slab makes it.
     active_N = (statistics.count_N <= LIST_LENGTH).to(lse_N)
     values_N7 = torch.stack(
         [lse_N, lse_teacher_N, lse_negatives_N, bound_N, lift_N, reward.mass_N, active_N], dim=1

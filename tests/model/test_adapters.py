@@ -17,17 +17,17 @@ def test_new_token_rows_are_trained_saved_and_reloaded(tmp_path, tied):
     model gives the same logits."""
     model = add_adapter(tiny_llama(tied), ModelConfig(lora_dropout=0.0, lora_rank=4), NEW_TOKENS)
     attach_objective(model, ObjectiveConfig(beta=0.1, num_readout_layers=2), [])
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rows = {name: p for name, p in trained.items() if "trainable_tokens" in name}
+    before = {name: p.detach().clone() for name, p in rows.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
         model(**batch(16)).loss.backward()
         optimizer.step()
-    rows = {
-        n: p for n, p in model.named_parameters() if p.requires_grad and "trainable_tokens" in n
-    }
     assert len(rows) == (1 if tied else 2)
-    assert all((p - before[n]).abs().amax(dim=1).min() > 0 for n, p in rows.items())
+    for name, parameter in rows.items():
+        assert (parameter - before[name]).abs().amax(dim=1).min() > 0, name
     model.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 300_000
     reloaded = load_adapter(tiny_llama(tied), tmp_path, is_trainable=False).eval()
