@@ -1,8 +1,11 @@
 """ObjectiveConfig and the operation's Objective: one list of choices, one set of checks."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from ilrec.config.sections import ObjectiveConfig
 from ilrec.errors import InputError
@@ -40,3 +43,9 @@ def test_both_have_the_same_choices(name):
 def test_refused(fields, message):
     with pytest.raises(InputError, match=message):
         ObjectiveConfig(**fields)
+
+
+def test_the_settings_are_read_without_torch():
+    """A wrong word on a command line is reported at once; torch takes seconds to load."""
+    check = "import sys, ilrec.config.sections; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
