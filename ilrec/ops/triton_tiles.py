@@ -76,6 +76,7 @@ class Statistics(NamedTuple):
     ) -> Statistics:
         pad = triton.next_power_of_2(max(1, num_students))
         sums_NS = torch.zeros((num_rows, NUM_SUMS.value + 2 * pad), device=device)
+        # Every `largest` begins at -inf, every other sum at 0.
         sums_NS[:, [0, 2, 5]] = -math.inf
         sums_NS[:, NUM_SUMS.value : NUM_SUMS.value + pad] = -math.inf
         return cls(
