@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import set_seed
@@ -81,11 +79,8 @@ def parse_arguments(argv: list[str]) -> tuple[TrainConfig, str | None]:
     return load_config(known.config, parse_overrides(rest)), known.ds_config
 
 
-def train(argv: list[str], variant: Mapping[str, Any] | None = None) -> int:
-    """The exit status: 0, or STOPPED where a signal ended the run after a checkpoint.
-
-    variant: as for run_identity.
-    """
+def train(argv: list[str]) -> int:
+    """The exit status: 0, or STOPPED where a signal ended the run after a checkpoint."""
     config, ds_path = parse_arguments(argv)
     if rank() == 0:  # it alone makes the directory, and the launcher ends the others
         check_directory(config.training.output_dir)
@@ -104,11 +99,14 @@ def train(argv: list[str], variant: Mapping[str, Any] | None = None) -> int:
     with joining_ranks():
         arguments = training_arguments(config, ds_config)
         zero3.prepare_sharded_loading()
-    unavailable = why_unavailable(config.objective.backend, arguments.device, torch.float32)
+    objective = config.objective
+    unavailable = why_unavailable(
+        objective.backend, arguments.device, torch.float32, objective.negatives_from
+    )
     if unavailable:
         raise InputError(f"backend: {unavailable}")
     lock = RunLock(config.training.output_dir) if rank() == 0 else None
-    identity = run_identity(config, task, ds_config, arguments.world_size, variant)
+    identity = run_identity(config, task, ds_config, arguments.world_size)
     checkpoint = find_checkpoint(config.training.output_dir, config.training.resume, identity)
     set_aside(config.training.output_dir, checkpoint, sources)
     if checkpoint and ds_config is not None and ranks_of(checkpoint) != arguments.world_size:

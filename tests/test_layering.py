@@ -15,7 +15,7 @@ ALLOWED = {
     "errors": set(),
     "processes": set(),
     "files": set(),
-    "config": {"files"},
+    "config": {"files", "ops"},
     "items": {"files"},
     "weights": {"files"},
     "ops": set(),

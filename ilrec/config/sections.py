@@ -15,6 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilrec.config.settings import Section, require, setting
+from ilrec.errors import InputError
+from ilrec.ops.objective import (
+    BACKENDS,
+    DISTILLATION_TARGETS,
+    NEGATIVE_TOKENS,
+    NEGATIVES_FROM,
+    REWARD_TOKENS,
+    THRESHOLDS,
+    Objective,
+)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -171,7 +181,7 @@ class ObjectiveConfig(Section):
     threshold: str = setting(
         "probability",
         "probability: Pe(v) >= alpha Pe(y); logit: ze(v) >= alpha z(y)",
-        choices=("probability", "logit"),
+        choices=THRESHOLDS,
     )
     alpha: float = setting(
         0.5,
@@ -185,18 +195,31 @@ class ObjectiveConfig(Section):
         "all",
         "tokens that can be negatives: all; items (those that occur in an item); continuations "
         "(those with which an item of the catalogue goes on at this place)",
-        choices=("all", "items", "continuations"),
+        choices=NEGATIVE_TOKENS,
+    )
+    negatives_from: str = setting(
+        "readout",
+        "readout: the method, the layers below the last one propose the hard negatives. For "
+        "ablations: last_layer (the last layer's own probable tokens; needs distillation_weight "
+        "0) or random (as many tokens, drawn at random; needs negative_tokens all)",
+        choices=NEGATIVES_FROM,
+    )
+    weight_temperature: float = setting(
+        1.0,
+        "the hard negatives are weighted by softmax(ze / weight_temperature); 1 / K gives the "
+        "weights of the authors' code, which sums the K layers' logits",
+        above=0,
     )
     distillation_target: str = setting(
         "ensemble",
         "what learns from the last layer: ensemble or per_layer",
-        choices=("ensemble", "per_layer"),
+        choices=DISTILLATION_TARGETS,
     )
     reward_tokens: str = setting(
         "negatives",
         "tokens that share the reward's soft target: negatives (S and the label), or "
         "continuations (every token with which an item of the catalogue goes on)",
-        choices=("negatives", "continuations"),
+        choices=REWARD_TOKENS,
     )
     reward_temperature: float = setting(
         1.0, "T: soft target is reward ** (1 / T), normalised", above=0
@@ -207,7 +230,7 @@ class ObjectiveConfig(Section):
     backend: str = setting(
         "auto",
         "vocabulary operation: auto, reference, row_slab or vocab_stream (CUDA with Triton)",
-        choices=("auto", "reference", "row_slab", "vocab_stream"),
+        choices=BACKENDS,
     )
     slab_mib: int = setting(
         0,
@@ -223,6 +246,16 @@ class ObjectiveConfig(Section):
             self.sasrec,
             "a directory written by tools/train_sasrec.py, because reward_weight > 0",
         )
+        self.vocabulary_objective()
+
+    def vocabulary_objective(self) -> Objective:
+        """The settings that the vocabulary operation looks at. Raises InputError if they contradict
+        each other."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Objective)}
+        try:
+            return Objective(**settings)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
 # Of transformers.SchedulerType: those that are a function of the step alone and need no arguments

@@ -2,10 +2,10 @@
 are refused.
 
 The operation runs inside that module's own `__call__`, so that ZeRO-3's hooks gather the weight for
-it, once. Adapters may be switched, disabled or merged after `prepare_heads`; what counts is the
-weight that the model's own logits would come from now.
+it, and do so once. Adapters may be switched, disabled or merged after `prepare_heads`. The
+operation always reads the weight from which the model's own logits would be made at that moment.
 
-Shapes: H hidden, V vocabulary, R trained token rows.
+Shape letters: H hidden, V vocabulary, R trained token rows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from ilrec.errors import InputError
 
 # Config fields that cap or scale the logits outside the head, with the value that does nothing.
-# Under a cap "the mean of the layers' logits is one projection of the mean state" (method.md,
-# Notation) is wrong; under a scale the head's weight alone is not the logits.
+# With a cap, the mean of the layers' logits is no longer one projection of their mean state, on
+# which the operation rests (docs/method.md). With a scale, the logits are not the head's product.
 LOGIT_FIELDS = {
     "final_logit_softcapping": None,  # Gemma 2 and later
     "logits_soft_cap": None,  # RecurrentGemma
@@ -39,8 +39,8 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class CrossLayerLinear(nn.Linear):
-    """The LM head; given `compute`, it hands its weight to the vocabulary operation instead of
-    projecting."""
+    """The LM head. Called with `compute`, it gives its weight to the vocabulary operation instead
+    of projecting."""
 
     def forward(
         self, hidden: Tensor, readout: Tensor | None = None, compute: Callable | None = None
@@ -51,8 +51,8 @@ class CrossLayerLinear(nn.Linear):
 
 
 class CrossLayerTokenRows(TrainableTokensLayer):
-    """The LM head under peft's trainable token rows: the operation gets the frozen head and the
-    trained rows apart."""
+    """The LM head under peft's trainable token rows. The operation gets the frozen head and the
+    trained rows as two tensors."""
 
     def forward(
         self, hidden: Tensor, readout: Tensor | None = None, compute: Callable | None = None
@@ -61,22 +61,25 @@ class CrossLayerTokenRows(TrainableTokensLayer):
             return super().forward(hidden)
         weight: Any = self.base_layer.weight
         adapters = [] if self.disable_adapters else self.active_adapters
+        # A disabled adapter leaves the base model. peft's own forward unmerges then, too.
         if self.merged and not adapters:
-            self.unmerge()  # as peft's own forward does: a disabled adapter leaves the base model
+            self.unmerge()
         if self.merged or not adapters:
             return compute(hidden, readout, weight)
-        ids_R = torch.tensor(
-            [token for name in adapters for token in self.token_indices[name]], device=hidden.device
-        )
-        # In the head's precision, as peft's own forward and a merged model have them.
-        rows_RH = torch.cat([self.trainable_tokens_delta[name] for name in adapters]).to(
-            weight.dtype
-        )
+
+        token_ids: list[int] = []
+        deltas = []
+        for name in adapters:
+            token_ids += self.token_indices[name]
+            deltas.append(self.trainable_tokens_delta[name])
+        ids_R = torch.tensor(token_ids, device=hidden.device)
+        # In the head's precision, as in peft's own forward and in a merged model.
+        rows_RH = torch.cat(deltas).to(weight.dtype)
         return compute(hidden, readout, weight, new_token_ids_R=ids_R, new_token_rows_RH=rows_RH)
 
 
-# The exact classes: a subclass (quantised, parametrised, a model's own) may project in a way that
-# its weight does not tell.
+# The exact classes. A subclass (quantised, parametrised, a model's own) may do more than multiply
+# by its weight.
 READABLE = {
     nn.Linear: CrossLayerLinear,
     TrainableTokensLayer: CrossLayerTokenRows,
@@ -84,17 +87,18 @@ READABLE = {
     CrossLayerTokenRows: CrossLayerTokenRows,
 }
 
-# (is this layer refused, what it is and how to mend it); the first that holds is said.
+# (is this layer refused, what it is and what to do instead). The first that holds is reported.
 REFUSALS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda layer: layer is None, "the model has no LM head; use a causal LM"),
     (
         lambda layer: isinstance(layer, BaseTunerLayer),
-        "the LM head carries a {kind} adapter, which the vocabulary operation cannot see; leave lm_head out of "
-        "lora_target_modules (modules_to_save and token rows work)",
+        "the LM head carries a {kind} adapter, which the vocabulary operation cannot see; leave "
+        "lm_head out of lora_target_modules (modules_to_save and token rows work)",
     ),
     (
         lambda layer: type(layer) not in READABLE,
-        "the LM head is a {kind}, expected a plain torch.nn.Linear; load the model unquantised, in bfloat16 or float32",
+        "the LM head is a {kind}, expected a plain torch.nn.Linear; load the model unquantised, in "
+        "bfloat16 or float32",
     ),
     (
         lambda layer: (
@@ -110,7 +114,8 @@ REFUSALS: list[tuple[Callable[[Any], bool], str]] = [
 
 
 def effective_head(model: Any) -> nn.Module:
-    """The module below peft's wrappers whose call makes the logits as the adapters are set now."""
+    """The module below peft's wrappers whose call makes the logits, with the adapters as they are
+    set now."""
     head = model.get_output_embeddings()
     if isinstance(head, TrainableTokensWrapper):
         return head.token_adapter
@@ -122,7 +127,9 @@ def effective_head(model: Any) -> nn.Module:
 
 def prepare_heads(model: PreTrainedModel) -> None:
     """Let the operation run inside every module that is, or may become, the effective head.
-    InputError for one it cannot read."""
+
+    Raises InputError if one of them cannot be read; then no module was changed.
+    """
     _check_logits(model)
     heads = _possible_heads(model)
     for head in heads:
@@ -130,18 +137,19 @@ def prepare_heads(model: PreTrainedModel) -> None:
         for refused, message in REFUSALS:
             if refused(layer):
                 raise InputError(f"{_name(model)}: {message.format(kind=type(layer).__name__)}")
+    # Only the class is exchanged: the module keeps its weight, its hooks and its name.
     for head in heads:
         head.__class__ = READABLE[type(head)]
 
 
 def prepared_head(model: Any) -> nn.Module:
-    """The effective head, ready for the operation. InputError when an adapter was put on it after
-    `prepare_heads`."""
+    """The effective head, ready for the operation. Raises InputError if an adapter was put on it
+    after `prepare_heads`."""
     head = effective_head(model)
     if not isinstance(head, CrossLayerLinear | CrossLayerTokenRows):
         raise InputError(
-            f"{_name(model)}: the LM head has become a {type(head).__name__} since the objective was attached; "
-            "add or load adapters before attach_objective"
+            f"{_name(model)}: the LM head has become a {type(head).__name__} since the objective "
+            "was attached; add or load adapters before attach_objective"
         )
     return head
 
@@ -159,8 +167,9 @@ def _check_logits(model: PreTrainedModel) -> None:
         value = getattr(config, field, neutral)
         if value not in (None, neutral):
             raise InputError(
-                f"{_name(model)}: {field} = {value}: the logits are not the LM head's projection alone, as the mean over "
-                "the readout layers needs them to be; use a Llama-like model without it"
+                f"{_name(model)}: {field} = {value}: the logits are not the LM head's projection "
+                "alone, which the mean over the readout layers needs; use a Llama-like model "
+                "without it"
             )
 
 
@@ -169,5 +178,6 @@ def _name(model: Any) -> str:
 
 
 def vocabulary_rows(model: Any) -> int:
-    """Rows of the head; the config, not the tensor, because ZeRO-3 shards tensors to size 0."""
+    """The number of rows of the head. Read from the config, because under ZeRO-3 the tensor has
+    size 0."""
     return model.config.get_text_config().vocab_size

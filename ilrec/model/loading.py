@@ -1,9 +1,9 @@
 """Where a model comes from: a Hugging Face directory or hub name, a GGUF file, an earlier stage, or
 from scratch.
 
-GGUF files and models from scratch are written once as a plain Hugging Face directory, so that
-everything after reads one kind of thing, also under ZeRO-3, where weights are sharded while they
-are read.
+A GGUF file or a model from scratch is first written as a plain Hugging Face directory. Everything
+that comes after then reads one kind of directory, also under ZeRO-3, which shards the weights while
+they are read.
 """
 
 from __future__ import annotations
@@ -40,18 +40,19 @@ from ilrec.config.settings import LARGEST_WHOLE, require
 from ilrec.errors import InputError
 from ilrec.files.outputs import write_text
 from ilrec.files.reading import read_json
-from ilrec.model.loading_fault import loading_fault, said_by_any_rank
+from ilrec.model.loading_fault import loading_fault, reported_by_any_rank
 from ilrec.model.portable import make_portable
 from ilrec.model.source import ModelSource, local_directory
 from ilrec.weights.tensor_files import holds_another_head, read_tensors
 
-# Vocabulary of the tokenizer that is trained for a model from scratch where `init` does not say:
-# enough for the words of a prompt and of titles in pieces; semantic-ID tokens come on top.
+# Vocabulary of the tokenizer that is trained for a model from scratch, unless `init` has a
+# vocab_size. It is enough for the words of a prompt and for titles in pieces. Semantic-ID tokens
+# are added to it.
 SCRATCH_VOCAB_SIZE = 512
-# In such a directory: what its model was made of.
+# The file in such a directory that records what its model was made of.
 ORIGIN = "made_of.json"
 EOS, PAD = "</s>", "<pad>"
-# What transformers and torch raise for fields that they do not check, and for those that they do.
+# What transformers and torch raise for a wrong field of `init`, whether or not they check it.
 WRONG_INIT = (
     TypeError,
     ValueError,
@@ -62,8 +63,8 @@ WRONG_INIT = (
     StrictDataclassError,
 )
 FLASH_ATTENTION = "flash_attention_2"
-# What transformers raises besides OSError for files that it cannot read or fit, and how a
-# RuntimeError of this kind begins.
+# What transformers raises for files that it cannot read. For tensors that do not fit it raises a
+# RuntimeError, which begins like one of UNFIT.
 UNREADABLE = (OSError, ImportError, ValueError, SafetensorError)
 UNFIT = ("Error(s) in loading state_dict", "We encountered some issues during automatic conversion")
 
@@ -75,10 +76,10 @@ def materialise(
     seed: int,
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the model from scratch, or the GGUF file's, into `directory`, beside and renamed. On
-    one rank.
+    """Write the model from scratch, or the GGUF file's, into `directory`. Called on one rank.
 
-    origin: JSON, what decides the model. One that was made of the same is kept; any other is
+    It is written beside the directory and then renamed, so that what is there is always whole.
+    origin: JSON, what the model is made of. A directory made of the same is kept; any other is
         replaced.
     """
     record = json.dumps(origin or {}, sort_keys=True)
@@ -86,11 +87,13 @@ def materialise(
         return
     beside = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
+
     if config.init is not None:
         tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, _vocab_size(config.init))
         model: PreTrainedModel = _from_scratch(config.init, tokenizer, seed)
     else:
         model, tokenizer = _from_gguf(Path(config.model))
+
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     make_portable(beside)
@@ -119,9 +122,10 @@ def _from_scratch(init: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     for name in init:
         if name not in known:
             raise InputError(
-                f"init: unknown field {name!r}; expected fields of a Hugging Face LlamaConfig, for example "
-                "hidden_size, intermediate_size, num_hidden_layers, num_attention_heads"
+                f"init: unknown field {name!r}; expected fields of a Hugging Face LlamaConfig, for "
+                "example hidden_size, intermediate_size, num_hidden_layers, num_attention_heads"
             )
+    # The tokenizer may have learned fewer tokens than `init` asked for: its number counts.
     fields = {
         **init,
         "vocab_size": len(tokenizer),
@@ -132,10 +136,9 @@ def _from_scratch(init: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     set_seed(seed)
     try:
         model = LlamaForCausalLM(LlamaConfig(**fields))
+        # Sizes that do not fit together fail only in the forward pass.
         with torch.random.fork_rng(), torch.no_grad():
-            model(
-                input_ids=torch.zeros(1, 2, dtype=torch.int64)
-            )  # what fits together nowhere fails in its forward only
+            model(input_ids=torch.zeros(1, 2, dtype=torch.int64))
     except WRONG_INIT as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -164,7 +167,8 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise InputError(f"model: no such GGUF file: {path}")
     if importlib.util.find_spec("gguf") is None:
         raise InputError(
-            f"model: {path} is a GGUF file and the package that reads it is missing: pip install gguf"
+            f"model: {path} is a GGUF file, and the package that reads it is missing: pip install "
+            "gguf"
         )
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -174,16 +178,19 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model, report = loaded
     if fault := loading_fault(report["missing_keys"], report["unexpected_keys"]):
         raise InputError(f"model: {path}: {fault}; convert or download it again")
-    # transformers dequantises while it reads, yet goes on to call the model quantised and would
-    # refuse to save it.
+    # transformers dequantises the weights while it reads them, but still takes the model for
+    # quantised and would refuse to save it.
     model.hf_quantizer = None  # type: ignore[assignment]
     model.config.__dict__.pop("quantization_config", None)
     return model, tokenizer
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; one without a padding token pads with its end token (padding is masked
-    and never a label)."""
+    """The model's tokenizer. One without a padding token pads with its end token, which is fine,
+    because padding is masked and never a label.
+
+    Raises InputError if there is none, or if it has no end token or other numbers than its file.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.tokenizer, trust_remote_code=trust_remote_code
@@ -195,7 +202,8 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     _check_numbers(tokenizer, source.tokenizer)
     if tokenizer.eos_token_id is None:
         raise InputError(
-            f"{source.tokenizer}: its tokenizer has no end-of-sequence token; every item ends with it: set eos_token"
+            f"{source.tokenizer}: its tokenizer has no end-of-sequence token, with which every "
+            "item ends; set eos_token in tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -203,12 +211,15 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
 
 
 def _check_numbers(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """InputError where a token has another number than in its file.
+    """Raises InputError if a token has another number than in its file.
 
     The library numbers added tokens anew, one after the other, whatever the file says.
     """
     file = "tokenizer.json"
-    path = Path(name) / file if Path(name).is_dir() else try_to_load_from_cache(name, file)
+    if Path(name).is_dir():
+        path: Any = Path(name) / file
+    else:
+        path = try_to_load_from_cache(name, file)
     if not isinstance(path, str | Path) or not Path(path).exists():
         return
     vocabulary = tokenizer.get_vocab()
@@ -217,16 +228,22 @@ def _check_numbers(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         if number != token["id"]:
             raise InputError(
                 f"{path}: {token['content']!r} has number {token['id']} there and is read as "
-                f"{number}, another token's row: numbers before it are not in use; give each of "
-                "them a name in model.vocab"
+                f"{number}, which is the row of another token, because some numbers before it are "
+                "not in use; give each of them a name in model.vocab"
             )
 
 
 def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
-    """The full model, in the configured precision and attention. InputError, on every rank, where a
-    parameter is in no file."""
+    """The full model, in the configured precision and attention.
+
+    Raises InputError, on every rank, if a parameter is in no file or has another shape there.
+    """
+    # Every fault is kept as a text first. Under ZeRO-3 only one rank may see it, and all ranks have
+    # to stop.
     model, fault = None, ""
     try:
+        # Tensors of another shape are reported by the check below, all of them, and not by an error
+        # about the first one.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.base,
             config=read_config(source, config.trust_remote_code),
@@ -237,10 +254,9 @@ def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
             output_loading_info=True,
         )
         model, report = loaded
-        misfits = (
-            f"{name}: {list(found)}, expected {list(wanted)}"
-            for name, found, wanted in report["mismatched_keys"]
-        )
+        misfits = []
+        for name, found, wanted in report["mismatched_keys"]:
+            misfits.append(f"{name}: {list(found)}, expected {list(wanted)}")
         fault = loading_fault(report["missing_keys"], report["unexpected_keys"], misfits)
     except UNREADABLE as error:
         fault = f"could not be loaded: {_first_line(error)}"
@@ -248,7 +264,7 @@ def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
         if not str(error).startswith(UNFIT):
             raise
         fault = " ".join(str(error).split())[:400]
-    fault = said_by_any_rank(fault)
+    fault = reported_by_any_rank(fault)
     if fault or model is None:
         raise InputError(
             f"model: {source.base}: {fault}; copy or download it again, or mend its config.json"
@@ -257,8 +273,11 @@ def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
 
 
 def read_config(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The model's config.json. Where it says tied and the files hold another head than the
-    embedding, it is made to say untied."""
+    """The model's config.json.
+
+    If it says that head and embedding are tied, but the files hold a head that differs from the
+    embedding, the configuration that is returned says untied.
+    """
     config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     if text.tie_word_embeddings:
@@ -277,14 +296,14 @@ def choose_dtype(dtype: str) -> torch.dtype:
 def choose_attention(name: str) -> str:
     if name != "auto":
         known = {"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
-        if name not in known and "/" not in name:  # owner/kernel: of the hub
-            raise InputError(
-                f"attn_implementation: expected auto, {', '.join(sorted(known))}, got {name!r}"
-            )
+        if name not in known and "/" not in name:  # owner/kernel names one of the hub
+            expected = ", ".join(sorted(known))
+            raise InputError(f"attn_implementation: expected auto, {expected}, got {name!r}")
         return name
     fast = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
     return FLASH_ATTENTION if fast else "sdpa"
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,4 +1,5 @@
-"""One check after loading, for bases and adapters alike: every parameter came from the files."""
+"""One check after loading, for bases and adapters alike: did every parameter come from the
+files?"""
 
 from __future__ import annotations
 
@@ -10,33 +11,37 @@ import torch.distributed as dist
 def loading_fault(
     missing: Iterable[str], unexpected: Iterable[str] = (), misfits: Iterable[str] = ()
 ) -> str:
-    """What a load left undone, or "". missing: parameters in no file. misfits: "name: shape in the
-    file, shape expected".
+    """What is wrong with a load, or "".
 
-    Names in the file that nothing has are said beside what is missing, because they often are the
-    missing ones under another name.
+    missing: parameters that are in no file.
+    unexpected: tensors in the files that the model does not have. They are reported beside what is
+        missing, because often they are the missing parameters under another name.
+    misfits: "name: shape in the file, shape expected".
     """
     missing, unexpected, misfits = sorted(missing), sorted(unexpected), sorted(misfits)
     if misfits:
-        return f"{len(misfits)} tensors have another shape than the configuration says; first: {misfits[0]}"
+        return (
+            f"{len(misfits)} tensors have another shape than the configuration says; first: "
+            f"{misfits[0]}"
+        )
     if not missing:
         return ""
-    also = (
-        f"; instead {len(unexpected)} that the model has not, first: {unexpected[0]}"
-        if unexpected
-        else ""
-    )
-    hint = (
-        "; saved from torch.compile: save the model it wraps"
-        if any("_orig_mod." in name for name in unexpected)
-        else ""
-    )
-    return f"{len(missing)} parameters are in no file, first: {missing[0]}{also}{hint}"
+    fault = f"{len(missing)} parameters are in no file, first: {missing[0]}"
+    if unexpected:
+        fault += (
+            f"; the files have {len(unexpected)} tensors that the model does not have, first: "
+            f"{unexpected[0]}"
+        )
+    if any("_orig_mod." in name for name in unexpected):
+        fault += "; it was saved from torch.compile: save the model that this wraps"
+    return fault
 
 
-def said_by_any_rank(fault: str) -> str:
-    """The first fault that a rank has, on every rank: under ZeRO-3 only rank 0 sees the values.
-    Alone: what was given."""
+def reported_by_any_rank(fault: str) -> str:
+    """The first fault that a rank has, on every rank, so that all of them stop together.
+
+    Under ZeRO-3 only rank 0 sees the values. Without ranks: what was given.
+    """
     if not dist.is_initialized():
         return fault
     faults: list[str] = [""] * dist.get_world_size()

@@ -1,8 +1,8 @@
-"""Which backend computes the vocabulary operation, and why it may not.
+"""Which backend computes the vocabulary operation, and why one cannot run.
 
-row_slab does 4 products and holds whole rows of logits; vocab_stream does 6 and holds a tile of all
-rows. A product is limited by reading the head while it has few rows, so that row_slab loses once
-its memory is too small for enough of them.
+row_slab does 4 matrix products and holds whole rows of logits; vocab_stream does 6 and holds a tile
+of all rows. While a product has few rows, its time is that of reading the head. So row_slab is
+slower once its memory is too small for enough rows.
 """
 
 from __future__ import annotations
@@ -15,22 +15,34 @@ import torch
 
 from ilrec.ops import row_slab
 from ilrec.ops.fused import Backend, States
+from ilrec.ops.row_inputs import RowInputs
 
 logger = logging.getLogger(__name__)
 
-# Tokens of a slab below which vocab_stream is chosen. By arithmetic, not measured: a bfloat16
-# product on an H100 reads the head as fast as it computes at 2 x 150 stacked rows; 4 memory-bound
-# products at 80 tokens cost what 6 compute-bound ones at 120 do.
+# With fewer tokens a slab than this, vocab_stream is chosen. By arithmetic, not measured: at
+# 2 x 150 stacked rows a bfloat16 product on an H100 spends as long on reading the head as on
+# computing, and 4 products limited by reading at 80 tokens cost as much as 6 limited by computing
+# at 120.
 FEW_SLAB_TOKENS = 80
 
 
-def why_unavailable(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the backend can run on this device with logits of this dtype; else the reason and the
-    way out."""
+def why_unavailable(
+    name: str, device: torch.device, dtype: torch.dtype, negatives_from: str = "readout"
+) -> str | None:
+    """None if the backend can run on this device, with logits of this dtype and negatives from
+    there. Otherwise the reason, and what to use instead."""
     if name != "vocab_stream":
         return None
+    if negatives_from == "random":
+        return (
+            "vocab_stream cannot draw negatives at random (negatives_from: random); use backend "
+            "auto, row_slab or reference"
+        )
     if not row_slab.has_triton():
-        return "vocab_stream needs triton, which is not installed; install it, or use backend auto or row_slab"
+        return (
+            "vocab_stream needs triton, which is not installed; install it, or use backend auto or "
+            "row_slab"
+        )
     from ilrec.ops import triton_math
 
     if not triton_math.runs_on(device):
@@ -40,14 +52,19 @@ def why_unavailable(name: str, device: torch.device, dtype: torch.dtype) -> str 
     return None
 
 
-def choose(name: str, states: States, num_tokens: int, vocab_size: int, slab_bytes: int) -> Backend:
-    """The backend that `name` means here. ValueError where it cannot run; `auto` always finds one,
-    and says once which."""
+def choose(name: str, states: States, vocab_size: int, inputs: RowInputs) -> Backend:
+    """The backend that `name` means here. `auto` always finds one, and logs which one once.
+
+    Raises ValueError if the named backend cannot run.
+    """
     device = states.hidden_NH.device
     if name == "auto":
-        name = _automatic(states, num_tokens, vocab_size, slab_bytes)
-        _say_once(device.type, name, device.type == "cuda" and not row_slab.has_triton())
-    reason = why_unavailable(name, device, states.dtype)
+        name = "row_slab"
+        if inputs.draw is None:
+            name = _automatic(states, len(inputs.labels_N), vocab_size, inputs.slab_bytes)
+        _log_once(device.type, name, device.type == "cuda" and not row_slab.has_triton())
+    negatives_from = "readout" if inputs.draw is None else "random"
+    reason = why_unavailable(name, device, states.dtype, negatives_from)
     if reason:
         raise ValueError(f"backend: {reason}")
     return _BACKENDS[name]()
@@ -73,10 +90,11 @@ _BACKENDS: dict[str, Callable[[], Backend]] = {
 
 
 @functools.cache
-def _say_once(device_type: str, name: str, slow: bool) -> None:
+def _log_once(device_type: str, name: str, slow: bool) -> None:
     if slow:
         logger.warning(
-            "vocabulary operation: triton is not installed, so that PyTorch does its elementwise work on the GPU, at "
-            "several times the cost; install the triton that belongs to this torch"
+            "vocabulary operation: triton is not installed, so PyTorch does the work between the "
+            "matrix products, which takes several times as long; install the triton release that "
+            "belongs to this torch"
         )
     logger.info("vocabulary operation on %s: %s", device_type, name)

@@ -1,91 +1,110 @@
 """The ILRec objective, equation by equation: the specification that every other backend is tested
 against.
 
-Plain autograd over materialised [N, V] logits: slow, and correct by reading. Low-precision input is
-computed in float32, float64 stays float64. Called through `ilrec.ops.cross_layer_loss(...,
-backend="reference")`.
+Plain autograd over materialised [N, V] logits: slow, and meant to be checked by reading.
+Low-precision input is computed in float32, float64 stays float64. Called through
+`ilrec.ops.cross_layer_loss(..., backend="reference")`.
 
 Shape letters: N supervised tokens, K readout layers, H hidden, V vocabulary, R new tokens, E reward
-    entries.
-Source: arXiv 2602.17410 as written down in docs/method.md; "step" below is a step there.
+entries. Source: arXiv 2602.17410 as written down in docs/method.md; "step" below is a step there.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ilrec.ops import Objective
+from ilrec.ops.objective import Objective, TermSums, weigh
+from ilrec.ops.random_negatives import Draw
+from ilrec.ops.row_inputs import RowInputs
 
 
 def cross_layer_sums(
     hidden_NH: Tensor,
     readout_KNH: Tensor | None,
     lm_head_VH: Tensor,
-    labels_N: Tensor,
-    *,
-    objective: Objective,
-    candidates_V: Tensor | None,
-    rewards: tuple[Tensor, Tensor] | None,
     new_tokens: tuple[Tensor, Tensor] | None,
+    inputs: RowInputs,
 ) -> tuple[Tensor, Tensor]:
-    """preference + lambda * distillation + mu * reward, summed over N, and the five sums named by
-    ilrec.ops.STATS.
+    """preference + lambda * distillation + mu * reward, summed over N; and the five sums named by
+    ilrec.ops.STATS, float32.
 
-    Every label is a token here. `rewards` is (keys_E, values_E) with key = row * V + token;
-    `new_tokens` is (ids_R, rows_RH), the rows that replace the head's.
+    new_tokens: (ids_R, rows_RH), the rows that replace the head's.
     """
+    objective, labels_N = inputs.objective, inputs.labels_N
     dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
     head_VH = effective_head(lm_head_VH.to(dtype), new_tokens)
     z_NV = hidden_NH.to(dtype) @ head_VH.T
     reward_N = distillation_N = z_NV.new_zeros(len(labels_N))
     negatives_NV = torch.zeros_like(z_NV, dtype=torch.bool)
     weights_NV = torch.zeros_like(z_NV)
+
+    # Steps 1 and 3, which look at the readout layers. The head is detached there: distillation
+    # moves the readout layers, never the head, which would move the teacher.
     if readout_KNH is not None:
-        # Detached: distillation moves the readout layers, never the head (which would move the
-        # teacher).
         layers_KNH, frozen_head_VH = readout_KNH.to(dtype), head_VH.detach()
         ze_NV = layers_KNH.mean(0) @ frozen_head_VH.T
         if objective.needs_negatives:
-            allowed = candidates_V
-            if objective.limits_negatives and rewards is not None:
-                allowed = (
-                    torch.zeros_like(negatives_NV)
-                    .view(-1)
-                    .index_fill(0, rewards[0], True)
-                    .view_as(negatives_NV)
-                )
-            negatives_NV = hard_negatives(
-                ze_NV.detach(), z_NV.detach(), labels_N, objective, allowed
+            negatives_NV = _negatives(ze_NV.detach(), z_NV.detach(), inputs)
+            weights_NV = negative_weights(
+                ze_NV.detach(), negatives_NV, objective.weight_temperature
             )
-            weights_NV = negative_weights(ze_NV.detach(), negatives_NV)
-        if objective.distillation_weight > 0 and objective.distillation_target == "ensemble":
-            distillation_N = distillation_loss(z_NV, ze_NV, candidates_V)
-        elif objective.distillation_weight > 0:
-            per_layer = [
-                distillation_loss(z_NV, layer_NH @ frozen_head_VH.T, candidates_V)
-                for layer_NH in layers_KNH
-            ]
-            distillation_N = torch.stack(per_layer).mean(0)
-    if rewards is not None and objective.reward_weight > 0:
-        reward_NV = (
-            torch.zeros_like(z_NV)
-            .view(-1)
-            .index_copy(0, rewards[0], rewards[1].to(dtype))
-            .view_as(z_NV)
-        )
+        if objective.distillation_weight > 0:
+            students_JNV = [ze_NV]
+            if objective.distillation_target == "per_layer":
+                students_JNV = [layer_NH @ frozen_head_VH.T for layer_NH in layers_KNH]
+            distillation_N = _mean_distillation(z_NV, students_JNV, inputs.candidate_ids_C)
+
+    # Step 4, and step 2: both learn through the last layer's logits.
+    if inputs.rewards is not None and objective.reward_weight > 0:
+        keys_E, values_E = inputs.rewards
+        reward_NV = torch.zeros_like(z_NV).flatten().index_copy(0, keys_E, values_E.to(dtype))
         support_NV = reward_support(negatives_NV, labels_N, objective.reward_tokens)
-        target_NV = reward_target(reward_NV, support_NV, objective.reward_temperature)
+        target_NV = reward_target(reward_NV.view_as(z_NV), support_NV, objective.reward_temperature)
         reward_N = reward_loss(z_NV, target_NV)
     preference_N = preference_loss(z_NV, weights_NV, labels_N, objective.beta)
-    sums = [preference_N.sum(), distillation_N.sum(), reward_N.sum()]
-    counts = [negatives_NV.sum(), (~negatives_NV.any(1)).sum()]
-    loss_sum = sums[0] + objective.distillation_weight * sums[1] + objective.reward_weight * sums[2]
-    return loss_sum, torch.stack([value.detach().float() for value in sums + counts])
+
+    sums = TermSums(
+        preference=preference_N.sum(),
+        distillation=distillation_N.sum(),
+        reward=reward_N.sum(),
+        num_negatives=negatives_NV.sum(),
+        num_rows_without_negative=(~negatives_NV.any(1)).sum(),
+    )
+    stats_5 = torch.stack([value.detach().float() for value in sums])
+    return weigh(sums, objective), stats_5
+
+
+def _negatives(ze_NV: Tensor, z_NV: Tensor, inputs: RowInputs) -> Tensor:
+    """Step 1: S as the settings have it, bool [N, V]."""
+    objective, labels_N = inputs.objective, inputs.labels_N
+    allowed = None
+    if inputs.candidate_ids_C is not None:
+        allowed = _candidate_mask(inputs.candidate_ids_C, ze_NV.shape[1])
+    if objective.limits_negatives and inputs.rewards is not None:
+        continues_NV = torch.zeros_like(ze_NV, dtype=torch.bool)
+        allowed = continues_NV.flatten().index_fill(0, inputs.rewards[0], True).view_as(ze_NV)
+    negatives_NV = hard_negatives(ze_NV, z_NV, labels_N, objective, allowed)
+    if inputs.draw is not None:
+        negatives_NV = random_negatives(negatives_NV, labels_N, inputs.draw)
+    return negatives_NV
+
+
+def _mean_distillation(
+    z_NV: Tensor, students_JNV: list[Tensor], candidate_ids_C: Tensor | None
+) -> Tensor:
+    candidates_V = None
+    if candidate_ids_C is not None:
+        candidates_V = _candidate_mask(candidate_ids_C, z_NV.shape[1])
+    losses_JN = [distillation_loss(z_NV, ze_NV, candidates_V) for ze_NV in students_JNV]
+    return torch.stack(losses_JN).mean(0)
+
+
+def _candidate_mask(candidate_ids_C: Tensor, vocab_size: int) -> Tensor:
+    mask_V = torch.zeros(vocab_size, dtype=torch.bool, device=candidate_ids_C.device)
+    return mask_V.index_fill(0, candidate_ids_C, True)
 
 
 def effective_head(lm_head_VH: Tensor, new_tokens: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -107,9 +126,10 @@ def hard_negatives(
 
     allowed: bool, the item tokens [V], or each row's continuations [N, V]; None: every token.
     kappa = ze[y] + log(alpha) (`probability`: Pe(v) >= alpha Pe(y)) or alpha * z[y] (`logit`).
-    By hand: Pe = (1/2, 1/4, 1/8, 1/8), y = 0. `probability`: alpha = 0.4 gives {1}, alpha = 0.2
-    gives {1, 2, 3}, and with M = 2 of these {1, 2}: 2 and 3 tie. `logit`: ze = (3, 1, 2, 0), z[y] =
-    4, alpha = 0.5: kappa = 2, S = {2}.
+
+    By hand, `probability`: Pe = (1/2, 1/4, 1/8, 1/8), y = 0. alpha = 0.4 gives {1}, alpha = 0.2
+    gives {1, 2, 3}; of these M = 2 keeps {1, 2}, because 2 and 3 tie.
+    By hand, `logit`: ze = (3, 1, 2, 0), z[y] = 4, alpha = 0.5 give kappa = 2, S = {2}.
     """
     label_N1 = labels_N[:, None]
     if objective.threshold == "probability":
@@ -122,33 +142,38 @@ def hard_negatives(
     if objective.max_negatives == 0:
         return negatives_NV
     # A stable sort keeps equal logits in order of their ids.
-    order_NV = (
-        ze_NV.masked_fill(~negatives_NV, -math.inf)
-        .sort(dim=1, descending=True, stable=True)
-        .indices
-    )
-    first_NV = torch.zeros_like(negatives_NV).scatter(
-        1, order_NV[:, : objective.max_negatives], True
-    )
-    return negatives_NV & first_NV
+    masked_NV = ze_NV.masked_fill(~negatives_NV, -math.inf)
+    order_NV = masked_NV.sort(dim=1, descending=True, stable=True).indices
+    first_NM = order_NV[:, : objective.max_negatives]
+    kept_NV = torch.zeros_like(negatives_NV).scatter(1, first_NM, True)
+    return negatives_NV & kept_NV
 
 
-def negative_weights(ze_NV: Tensor, negatives_NV: Tensor) -> Tensor:
-    """Step 1, w_n: softmax of ze over S_n, 0 outside; all 0 where S_n is empty.
+def random_negatives(negatives_NV: Tensor, labels_N: Tensor, draw: Draw) -> Tensor:
+    """In place of S (`negatives_from: random`): as many tokens for each row, by the draw. bool
+    [N, V]."""
+    rows_S, tokens_S = draw.take(negatives_NV.sum(1), labels_N)
+    drawn_NV = torch.zeros_like(negatives_NV)
+    drawn_NV[rows_S, tokens_S] = True
+    return drawn_NV
 
-    By hand: Pe = (1/2, 1/4, 1/8, 1/8), S = {1, 2, 3} gives w = (0, 1/2, 1/4, 1/4).
+
+def negative_weights(ze_NV: Tensor, negatives_NV: Tensor, temperature: float) -> Tensor:
+    """Step 1, w_n: softmax of ze / T over S_n, 0 outside; all 0 where S_n is empty.
+
+    By hand: Pe = (1/2, 1/4, 1/8, 1/8), S = {1, 2, 3}: T = 1 gives w = (0, 1/2, 1/4, 1/4), T = 1/2
+    squares the ratios, w = (0, 4, 1, 1)/6.
     """
-    return _masked_softmax(ze_NV, negatives_NV)
+    return _masked_softmax(ze_NV / temperature, negatives_NV)
 
 
 def preference_loss(z_NV: Tensor, weights_NV: Tensor, labels_N: Tensor, beta: float) -> Tensor:
     """Step 2, [N]: CE(softmax(z'), y) with z'_v = z_v + beta w_v |z_v|. Weights are 0 outside S and
     carry no gradient.
 
-    By hand, y = 0, w = (0, 1), beta = 1: z = (0, 1) becomes (0, 2), loss = log(1 + e^2) = 2.126928
-    (plain: 1.313262).
-    A negative logit is penalised too: z = (0, -1) becomes (0, 0), loss = log 2 = 0.693147 (plain:
-        0.313262).
+    By hand, y = 0, w = (0, 1), beta = 1: z = (0, 1) becomes (0, 2), and the loss log(1 + e^2) =
+    2.126928 (1.313262 without the penalty). A negative logit is penalised too: z = (0, -1) becomes
+    (0, 0), and the loss log 2 = 0.693147 (0.313262 without the penalty).
     """
     # A logit that overflowed to -inf stays there: -inf + inf would be NaN.
     penalty_NV = (beta * weights_NV * z_NV.abs()).masked_fill(z_NV == -math.inf, 0.0)
@@ -160,23 +185,24 @@ def distillation_loss(z_NV: Tensor, student_NV: Tensor, candidates_V: Tensor | N
     """Step 3, [N]: KL(stopgrad(P) || Pe), both renormalised over the candidates.
 
     By hand: P = (1/2, 1/2), Pe = (1/4, 3/4): KL = log(2)/2 + log(2/3)/2 = log(4/3)/2 = 0.143841.
-    With a third token, no candidate, P = (1/4, 1/4, 1/2) and Pe = (1/8, 3/8, 1/2) give the same.
+    A third token that is no candidate changes nothing: P = (1/4, 1/4, 1/2) and Pe = (1/8, 3/8, 1/2)
+    give the same.
     """
     if candidates_V is not None:
         z_NV, student_NV = z_NV[:, candidates_V], student_NV[:, candidates_V]
     teacher_logp_NV = z_NV.detach().log_softmax(1)
+    gap_NV = teacher_logp_NV - student_NV.log_softmax(1)
     # 0 log 0 = 0; a logit that overflowed to -inf would make it 0 * inf.
-    gap_NV = (teacher_logp_NV - student_NV.log_softmax(1)).masked_fill(
-        teacher_logp_NV == -math.inf, 0.0
-    )
+    gap_NV = gap_NV.masked_fill(teacher_logp_NV == -math.inf, 0.0)
     return (teacher_logp_NV.exp() * gap_NV).sum(1)
 
 
 def reward_support(negatives_NV: Tensor, labels_N: Tensor, reward_tokens: str) -> Tensor:
     """Step 4, the tokens that share the soft target, bool [N, V]: S_n and y (`negatives`), or all
-    (`continuations`).
+    continuations of the prefix (`continuations`).
 
-    Only a continuation of the prefix has a reward, so that all tokens are the continuations.
+    For the latter every token is returned: one that is no continuation has no reward, and
+    reward_target leaves it out.
     """
     if reward_tokens == "continuations":
         return torch.ones_like(negatives_NV)
@@ -185,21 +211,23 @@ def reward_support(negatives_NV: Tensor, labels_N: Tensor, reward_tokens: str) -
 
 def reward_target(reward_NV: Tensor, support_NV: Tensor, temperature: float) -> Tensor:
     """Step 4, q_n [N, V]: proportional to r^(1/T) over the support, 0 elsewhere; all 0 where r is 0
-    on all of it.
+    on the whole support.
 
-    By hand: r = (3/4, 1/4, 9), support {0, 1}: T = 1 gives q = (3/4, 1/4, 0), T = 1/2 gives (9, 1,
-        0)/10.
+    By hand: r = (3/4, 1/4, 9), support {0, 1}: T = 1 gives q = (3/4, 1/4, 0), T = 1/2 gives
+    (9, 1, 0)/10.
     """
     return _masked_softmax(reward_NV.log() / temperature, support_NV & (reward_NV > 0))
 
 
 def reward_loss(z_NV: Tensor, target_NV: Tensor) -> Tensor:
-    """Step 4, [N]: -sum_v q_v log P(v), with P = softmax(z), unpenalised.
+    """Step 4, [N]: -sum_v q_v log P(v), with P = softmax(z), without the penalty of step 2.
 
-    By hand: P = (1/2, 1/4, 1/4), q = (3/4, 1/4, 0): loss = 3/4 log 2 + 1/4 log 4 = 1.25 log 2 =
-        0.866434.
+    By hand: P = (1/2, 1/4, 1/4), q = (3/4, 1/4, 0) give the loss 3/4 log 2 + 1/4 log 4 =
+    1.25 log 2 = 0.866434.
     """
-    return -(target_NV * z_NV.log_softmax(1)).masked_fill(target_NV == 0, 0.0).sum(1)
+    terms_NV = target_NV * z_NV.log_softmax(1)
+    # 0 * -inf would be NaN where a logit overflowed and the token has no share.
+    return -terms_NV.masked_fill(target_NV == 0, 0.0).sum(1)
 
 
 def _masked_softmax(logits_NV: Tensor, mask_NV: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """The Triton kernels behind vocab_stream: what happens to a tile of the vocabulary between the
 matrix products.
 
-`fold_tile` adds a tile of logits to the statistics of each row and lists its hard negatives;
-`differentiate_tile` turns a tile, made anew, into its gradient once the statistics are complete.
-One program per row, tiles in order: no atomics, bitwise repeatable. Logits are float32. The
-    mathematics is that of triton_rows.py, and shared with it (triton_math.py).
+`fold_tile` adds a tile of logits to the statistics of each row and lists its hard negatives. Once
+the statistics are complete, `differentiate_tile` turns the tile, projected again, into its
+gradient. One program per row, tiles in order: no atomics, the same bits in every run. Logits are
+float32. The mathematics is that of triton_rows.py, and shared with it (triton_math.py).
 
 Shape letters: N rows, J students, C tokens of the tile, D columns of the students' logits (C, or
 the candidates among them), L length of a list of negatives.
@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ilrec.ops.fused import Task
 from ilrec.ops.head_gemm import Logits
+from ilrec.ops.row_inputs import RowInputs
 from ilrec.ops.triton_math import (
     ALL_IDS,
     NOTHING,
@@ -34,7 +34,8 @@ from ilrec.ops.triton_math import (
     student_columns,
 )
 
-NUM_SUMS = tl.constexpr(7)  # of a row beside those of each student: see Statistics.sums_NS
+# Numbers of a row in Statistics.sums_NS, before those of each student.
+NUM_SUMS = tl.constexpr(7)
 NUM_ROW_VALUES = tl.constexpr(7)  # see RowValues
 
 
@@ -42,8 +43,9 @@ class Tile(NamedTuple):
     """Tokens [first, last) of the vocabulary; the students' columns begin at `student_first` of
     theirs.
 
-    position_V: the place of each token among the students' columns, or -1; None: these are all
-    tokens. allowed_NC: bool, the tokens that may be a row's negatives; None: all.
+    position_V: the place of each token among the students' columns, or -1. None: the students have
+        columns for all tokens.
+    allowed_NC: bool, the tokens that may be a row's negatives. None: all.
     """
 
     first: int
@@ -54,9 +56,13 @@ class Tile(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Running sums of each row, a sum of e^x as (largest, total): of z, of z over the candidates;
-    the KL's moment; of ze over the negatives; of each student. Then how many negatives there are,
-    and the first L of them: token, z and ze."""
+    """What pass 1 knows of each row.
+
+    sums_NS: for z, (largest, total); for z over the candidates, (largest, total); the KL's moment;
+        for ze over the negatives, (largest, total); the students' `largest`; the students' `total`.
+    count_N: how many negatives there are.
+    tokens_NL, z_NL, ze_NL: the first L of them.
+    """
 
     sums_NS: Tensor
     count_N: Tensor
@@ -70,6 +76,7 @@ class Statistics(NamedTuple):
     ) -> Statistics:
         pad = triton.next_power_of_2(max(1, num_students))
         sums_NS = torch.zeros((num_rows, NUM_SUMS.value + 2 * pad), device=device)
+        # Every `largest` begins at -inf, every other sum at 0.
         sums_NS[:, [0, 2, 5]] = -math.inf
         sums_NS[:, NUM_SUMS.value : NUM_SUMS.value + pad] = -math.inf
         return cls(
@@ -80,23 +87,25 @@ class Statistics(NamedTuple):
             torch.full((num_rows, length), -math.inf, device=device),
         )
 
-    def log_sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """lse of z, of z over the candidates, of ze over the negatives [N], and of each student [N,
-        J padded]."""
+    def log_sums(self, weight_temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The log-sum-exps of z, of z over the candidates, of ze / weight_temperature over the
+        negatives (each [N]), and of each student [N, J padded]."""
         largest_NJ, total_NJ = self.sums_NS[:, NUM_SUMS.value :].chunk(2, dim=1)
         sums = self.sums_NS
         return (
             sums[:, 0] + sums[:, 1].log(),
             sums[:, 2] + sums[:, 3].log(),
-            sums[:, 5] + sums[:, 6].log(),
+            sums[:, 5] / weight_temperature + sums[:, 6].log(),
             largest_NJ + total_NJ.log(),
         )
 
 
 class RowValues(NamedTuple):
-    """All that the gradient of a row depends on, but for the reward's soft target. values_N7: lse
-    of z, of the teacher and of ze over the negatives, bound, lift, the reward's mass, 1 (0: no
-    gradient for this row)."""
+    """All that the gradient of a row depends on, except the reward's soft target.
+
+    values_N7: the log-sum-exps of z, of the teacher and of ze over the negatives; bound; lift; the
+        reward's mass; 1, or 0 for a row that gets no gradient here.
+    """
 
     values_N7: Tensor
     last_id_N: Tensor
@@ -104,10 +113,10 @@ class RowValues(NamedTuple):
 
 
 def fold_tile(
-    logits: Logits, tile: Tile, kappa_N: Tensor, statistics: Statistics, task: Task
+    logits: Logits, tile: Tile, kappa_N: Tensor, statistics: Statistics, inputs: RowInputs
 ) -> None:
     """Adds a tile of logits to `statistics`."""
-    students_JND, pointers, flags = _operands(logits, tile, task)
+    students_JND, pointers, flags = _operands(logits, tile, inputs)
     _fold_kernel[(len(kappa_N),)](
         *pointers,
         kappa_N,
@@ -117,15 +126,18 @@ def fold_tile(
         tile.student_first,
         students_JND.stride(1),
         students_JND.stride(0),
+        1 / inputs.objective.weight_temperature,
         LENGTH=statistics.tokens_NL.shape[1],
         **flags,
     )
 
 
-def differentiate_tile(logits: Logits, tile: Tile, row_values: RowValues, task: Task) -> None:
-    """A tile of logits becomes its gradient but for -mu q, in place."""
-    students_JND, pointers, flags = _operands(logits, tile, task)
-    objective = task.objective
+def differentiate_tile(
+    logits: Logits, tile: Tile, row_values: RowValues, inputs: RowInputs
+) -> None:
+    """A tile of logits becomes its gradient in place, without the part -mu q."""
+    students_JND, pointers, flags = _operands(logits, tile, inputs)
+    objective = inputs.objective
     _differentiate_kernel[(len(row_values.last_id_N),)](
         *pointers,
         *row_values,
@@ -137,20 +149,21 @@ def differentiate_tile(logits: Logits, tile: Tile, row_values: RowValues, task: 
         objective.beta,
         objective.reward_weight,
         objective.distillation_weight / len(students_JND),
+        1 / objective.weight_temperature,
         **flags,
     )
 
 
 def _operands(
-    logits: Logits, tile: Tile, task: Task
+    logits: Logits, tile: Tile, inputs: RowInputs
 ) -> tuple[Tensor, list[Tensor], dict[str, int | bool]]:
-    """What both kernels take: the students' logits, the first five pointers, and the compile-time
-    flags."""
-    objective, students_JND = task.objective, logits.students_JNC
+    """What both kernels take: the students' logits, the first five pointers, and the flags that are
+    known when they are compiled."""
+    objective, students_JND = inputs.objective, logits.students_JNC
     has_students = len(students_JND) > 0
-    if (
-        not has_students
-    ):  # plain SFT: no term looks at the students, the kernel's loads of them come from cache
+    # Plain SFT has no students. No term looks at what is given in their place; that it is z costs
+    # nothing, because the kernel has just loaded it.
+    if not has_students:
         students_JND = logits.z_NV[None]
     unread = logits.z_NV
     position_V = unread if tile.position_V is None else tile.position_V
@@ -166,27 +179,32 @@ def _operands(
         "BLOCK": block_size(logits.z_NV, logits.z_NV.shape[1], pad),
         "num_warps": 8,
     }
-    return students_JND, [logits.z_NV, students_JND, position_V, allowed_NC, task.labels_N], flags
+    return students_JND, [logits.z_NV, students_JND, position_V, allowed_NC, inputs.labels_N], flags
 
 
 @triton.jit
 def _fold_kernel(
+    # The logits of the tile, [N, C] and [J, N, D].
     z_ptr,
     students_ptr,
+    # What is known of tokens and rows: [V], [N, C], [N], [N].
     position_ptr,
     allowed_ptr,
     labels_ptr,
     kappa_ptr,
+    # The fields of Statistics, which are updated.
     sums_ptr,
     count_ptr,
     tokens_ptr,
     list_z_ptr,
     list_ze_ptr,
+    # The fields of Tile, and the strides of the students' logits.
     first,
     last,
     student_first,
     student_stride,
     layer_stride,
+    inverse_weight_temperature,
     LENGTH: tl.constexpr,
     J: tl.constexpr,
     J_PAD: tl.constexpr,
@@ -202,15 +220,19 @@ def _fold_kernel(
     allowed_ptr += row * (last - first)
     sums_ptr += row * (NUM_SUMS + 2 * J_PAD)
     label, kappa = tl.load(labels_ptr + row).to(tl.int32), tl.load(kappa_ptr + row)
+
+    # Phase 1: the statistics as the tiles before have left them (Statistics.sums_NS).
     layers = tl.arange(0, J_PAD)
-    largest, total, largest_t = tl.load(sums_ptr), tl.load(sums_ptr + 1), tl.load(sums_ptr + 2)
-    total_t, moment = tl.load(sums_ptr + 3), tl.load(sums_ptr + 4)
+    largest, total = tl.load(sums_ptr), tl.load(sums_ptr + 1)
+    largest_t, total_t = tl.load(sums_ptr + 2), tl.load(sums_ptr + 3)
+    moment = tl.load(sums_ptr + 4)
     largest_n, total_n = tl.load(sums_ptr + 5), tl.load(sums_ptr + 6)
-    largest_j, total_j = (
-        tl.load(sums_ptr + NUM_SUMS + layers),
-        tl.load(sums_ptr + NUM_SUMS + J_PAD + layers),
-    )
+    largest_j = tl.load(sums_ptr + NUM_SUMS + layers)
+    total_j = tl.load(sums_ptr + NUM_SUMS + J_PAD + layers)
     count = tl.load(count_ptr + row)
+
+    # Phase 2: this tile, a block at a time. Its negatives are listed while there is room, and all
+    # of its tokens are added to the statistics.
     for start in range(first, last, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
         inside = tokens < last
@@ -255,10 +277,13 @@ def _fold_kernel(
             count,
             largest_n,
             total_n,
+            inverse_weight_temperature,
             NEGATIVES,
             DISTIL,
             CANDIDATES,
         )
+
+    # Phase 3: the statistics for the tiles to come.
     tl.store(sums_ptr, largest)
     tl.store(sums_ptr + 1, total)
     tl.store(sums_ptr + 2, largest_t)
@@ -273,14 +298,18 @@ def _fold_kernel(
 
 @triton.jit
 def _differentiate_kernel(
+    # The logits of the tile, [N, C] and [J, N, D], which become their gradients.
     z_ptr,
     students_ptr,
+    # What is known of tokens and rows: [V], [N, C], [N].
     position_ptr,
     allowed_ptr,
     labels_ptr,
+    # The fields of RowValues.
     values_ptr,
     last_id_ptr,
     lse_students_ptr,
+    # The fields of Tile, and the strides of the students' logits.
     first,
     last,
     student_first,
@@ -289,6 +318,7 @@ def _differentiate_kernel(
     beta,
     mu,
     share,
+    inverse_weight_temperature,
     J: tl.constexpr,
     J_PAD: tl.constexpr,
     NEGATIVES: tl.constexpr,
@@ -302,12 +332,16 @@ def _differentiate_kernel(
     students_ptr += row * student_stride
     allowed_ptr += row * (last - first)
     values_ptr += row * NUM_ROW_VALUES
+
+    # Phase 1: what is known of the row (RowValues).
     label, last_id = tl.load(labels_ptr + row).to(tl.int32), tl.load(last_id_ptr + row)
     lse, lse_t, lse_n = tl.load(values_ptr), tl.load(values_ptr + 1), tl.load(values_ptr + 2)
     bound, lift, mass = tl.load(values_ptr + 3), tl.load(values_ptr + 4), tl.load(values_ptr + 5)
     active = tl.load(values_ptr + 6) > 0
     layers = tl.arange(0, J_PAD).to(tl.int64)
     lse_j = tl.load(lse_students_ptr + row * J_PAD + layers)
+
+    # Phase 2: each block becomes its gradient.
     for start in range(first, last, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
         inside = tokens < last
@@ -334,6 +368,7 @@ def _differentiate_kernel(
             beta,
             mu,
             share,
+            inverse_weight_temperature,
             NEGATIVES,
             DISTIL,
         )
@@ -341,8 +376,6 @@ def _differentiate_kernel(
         tl.debug_barrier()
         tl.store(z_ptr + tokens - first, tl.where(active, grad, 0.0), mask=inside)
         if DISTIL:
-            tl.store(
-                students_ptr + layers[:, None] * layer_stride + index[None, :],
-                tl.where(active, student_grads, 0.0),
-                mask=(layers[:, None] < J) & known[None, :],
-            )
+            place = students_ptr + layers[:, None] * layer_stride + index[None, :]
+            written = (layers[:, None] < J) & known[None, :]
+            tl.store(place, tl.where(active, student_grads, 0.0), mask=written)

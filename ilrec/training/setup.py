@@ -39,7 +39,7 @@ from ilrec.model.loading import (
     load_base,
     materialise,
 )
-from ilrec.model.objective import attach_objective, vocabulary_objective
+from ilrec.model.objective import attach_objective
 from ilrec.model.source import ModelSource, find_model, local_directory
 from ilrec.processes import environment
 from ilrec.samples.batches import TokenBudgetSampler, is_flattened
@@ -140,7 +140,7 @@ def continuation_collators(
 ) -> Callable[[Any], Any]:
     """What adds continuations and their rewards to a collator, where the objective looks at
     them."""
-    if not vocabulary_objective(config.objective).needs_continuations:
+    if not config.objective.vocabulary_objective().needs_continuations:
         return lambda collate: collate
     if config.objective.reward_weight == 0:
         return functools.partial(ContinuationCollator, sasrec=None, trie=item_trie(builder))

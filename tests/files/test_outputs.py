@@ -14,7 +14,6 @@ from conftest import ROOT
 
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory, check_file, check_new, whole_file
-from ilrec.ops import row_math
 from ilrec.processes import BAD_INPUT, run_entry
 
 # What each program is told beside its output. Data, models and files are not there: a message about
@@ -33,7 +32,6 @@ TRAINING = [
 PROGRAMS = {  # module: (function, kind of output, words)
     "ilrec.rank": ("main", "file", ["--model", NOWHERE, "--output", "OUTPUT"]),
     "ilrec.train": ("train", "directory", TRAINING),
-    "train_ablation": ("main", "directory", ["--negatives", "random", *TRAINING]),
     "train_dpo": ("main", "directory", ["--num_rejected", "1", "--dpo_beta", "1", *TRAINING]),
     "train_sasrec": ("main", "directory", ["--data", NOWHERE, "--output", "OUTPUT"]),
     "rank_baselines": (
@@ -93,9 +91,6 @@ def test_every_program_tries_its_output_first(program, where, tmp_path, monkeypa
     places = {"OUTPUT": str(output), "OUTPUT.png": str(output), "GRID": str(tmp_path / "grid.yaml")}
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", [program, *(places.get(word, word) for word in words)])
-    monkeypatch.setattr(
-        row_math, "_negatives", row_math._negatives
-    )  # what train_ablation exchanges comes back
     if program in WORK:
         monkeypatch.setattr(module, WORK[program], lambda *_: pytest.fail("work was begun"))
     with pytest.raises(SystemExit) as ended:

@@ -79,15 +79,22 @@ def two_adapters() -> PeftModel:
     return moved(model, "trainable_tokens_delta.second")
 
 
-def losses(model: nn.Module, twin: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operation's SFT loss, and transformers' own logits of a model without the objective under
-    plain cross entropy."""
+def sft_loss(logits: torch.Tensor) -> torch.Tensor:
+    """Plain cross entropy of the batch's logits [B, T, V]: the oracle of this file."""
+    labels = batch()["labels"]
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def without_labels() -> dict[str, torch.Tensor]:
     inputs = batch()
-    logits = twin(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    expected = cross_entropy(
-        logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=-100
-    )
-    return model(**inputs).loss, expected
+    del inputs["labels"]
+    return inputs
+
+
+def losses(model: nn.Module, twin: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operation's SFT loss, and the oracle on transformers' own logits, which the twin makes
+    that has no objective."""
+    return model(**batch()).loss, sft_loss(twin(**without_labels()).logits)
 
 
 def both(model: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -96,37 +103,24 @@ def both(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     return model, twin
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        tiny_llama,
-        lambda: tiny_llama(tied=True),
-        lora,
-        lambda: lora(tied=True),
-        token_rows,
-        lambda: token_rows(tied=True),
-        saved_head,
-        lambda: saved_head(tied=True),
-        two_adapters,
-        lambda: token_rows().merge_and_unload(),
-        lambda: saved_head().merge_and_unload(),
-    ],
-    ids=[
-        "untied",
-        "tied",
-        "lora",
-        "lora-tied",
-        "rows",
-        "rows-tied",
-        "saved",
-        "saved-tied",
-        "two",
-        "rows-merged",
-        "saved-merged",
-    ],
-)
-def test_effective_head(make):
-    loss, expected = losses(*both(make()))
+MODELS = {
+    "untied": tiny_llama,
+    "tied": lambda: tiny_llama(tied=True),
+    "lora": lora,
+    "lora-tied": lambda: lora(tied=True),
+    "rows": token_rows,
+    "rows-tied": lambda: token_rows(tied=True),
+    "saved": saved_head,
+    "saved-tied": lambda: saved_head(tied=True),
+    "two": two_adapters,
+    "rows-merged": lambda: token_rows().merge_and_unload(),
+    "saved-merged": lambda: saved_head().merge_and_unload(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_effective_head(name):
+    loss, expected = losses(*both(MODELS[name]()))
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
 
 
@@ -157,35 +151,26 @@ def merged_then_disabled(model: PeftModel):
         yield
 
 
-@pytest.mark.parametrize(
-    ("make", "state"),
-    [
-        (token_rows, PeftModel.disable_adapter),
-        (lambda: token_rows(tied=True), PeftModel.disable_adapter),
-        (saved_head, PeftModel.disable_adapter),
-        (lambda: saved_head(tied=True), PeftModel.disable_adapter),
-        (lora, merged),
-        (lora, PeftModel.disable_adapter),
-        (two_adapters, lambda model: switched(model, "second")),
-        (two_adapters, lambda model: switched(model, "plain")),
-        (two_adapters, all_rows),
-    ],
-    ids=[
-        "rows-off",
-        "rows-tied-off",
-        "saved-off",
-        "saved-tied-off",
-        "merged",
-        "off",
-        "second",
-        "plain",
-        "all-rows",
-    ],
-)
-def test_effective_head_follows_the_adapters(make: Callable, state: Callable):
+# Which model, and what is done to its adapters.
+STATES: dict[str, tuple[str, Callable]] = {
+    "rows-off": ("rows", PeftModel.disable_adapter),
+    "rows-tied-off": ("rows-tied", PeftModel.disable_adapter),
+    "saved-off": ("saved", PeftModel.disable_adapter),
+    "saved-tied-off": ("saved-tied", PeftModel.disable_adapter),
+    "merged": ("lora", merged),
+    "off": ("lora", PeftModel.disable_adapter),
+    "second": ("two", lambda model: switched(model, "second")),
+    "plain": ("two", lambda model: switched(model, "plain")),
+    "all-rows": ("two", all_rows),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_effective_head_follows_the_adapters(name):
     """The loss changes as an adapter is switched after the objective was attached, as the model's
     own logits do."""
-    model, twin = both(make())
+    made, state = STATES[name]
+    model, twin = both(MODELS[made]())
     before = model(**batch()).loss
     with state(model), state(twin):
         loss, expected = losses(model, twin)
@@ -206,9 +191,8 @@ def test_effective_head_after_merging_rows(tied):
             moved(rows, "trainable_tokens_delta")  # no longer what the logits come from
         loss, expected = losses(model, twin)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(
-        loss, before, rtol=0, atol=5e-5
-    )  # LoRA's sums are made in another order
+    # A merged LoRA makes its sums in another order.
+    torch.testing.assert_close(loss, before, rtol=0, atol=5e-5)
     model, twin = both(token_rows(tied))
     with merged_then_disabled(model), merged_then_disabled(twin):
         loss, expected = losses(model, twin)
@@ -219,14 +203,8 @@ def test_effective_head_after_merging_rows(tied):
 def projected(model: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """The loss of `weight` on the model's states, rounded to the head's dtype, projected in
     float32."""
-    inputs = batch()
-    states = model.get_decoder()(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-    ).last_hidden_state
-    logits = states.to(weight.dtype).float() @ weight.float().T
-    return cross_entropy(
-        logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=-100
-    )
+    states = model.get_decoder()(**without_labels()).last_hidden_state
+    return sft_loss(states.to(weight.dtype).float() @ weight.float().T)
 
 
 @pytest.mark.parametrize(
@@ -249,14 +227,9 @@ def test_head_of_another_dtype_than_the_states(model_dtype, head_dtype):
     outputs.loss.backward()
     assert outputs.loss.dtype == torch.float32 and outputs.stats_5[1] > 0
     assert weight.grad.dtype == head_dtype and weight.grad.abs().max() > 0
-    assert (
-        model.get_base_model()
-        .model.layers[0]
-        .self_attn.q_proj.lora_A["default"]
-        .weight.grad.abs()
-        .max()
-        > 0
-    )
+    lowest_layer = model.get_base_model().model.layers[0]
+    adapter = lowest_layer.self_attn.q_proj.lora_A["default"]
+    assert adapter.weight.grad.abs().max() > 0
 
 
 def test_autocast():
@@ -266,16 +239,10 @@ def test_autocast():
     attach_objective(model, ObjectiveConfig(), [])
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(**batch()).loss
-        inputs = batch()
-        states = model.model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-        ).last_hidden_state
-    logits = states.float() @ model.lm_head.weight.T
-    expected = cross_entropy(
-        logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), ignore_index=-100
-    )
+        states = model.model(**without_labels()).last_hidden_state
+    expected = sft_loss(states.float() @ model.lm_head.weight.T)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
-    assert abs(loss - tiny_llama()(**inputs).loss) > 1e-5  # autocast did something
+    assert abs(loss - tiny_llama()(**batch()).loss) > 1e-5  # autocast did something
 
 
 def test_float32_rows_beside_a_bfloat16_head():

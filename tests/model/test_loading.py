@@ -32,11 +32,12 @@ def test_scratch_is_the_same_for_the_same_seed(tmp_path):
 
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         materialise(ModelConfig(init=INIT), tmp_path / name, ["red blue"], seed)
-    one, two, other = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name).model.layers[0].mlp.up_proj.weight
-        for name in ("one", "two", "other")
-    )
-    assert torch.equal(one, two) and not torch.equal(one, other)
+    weights = {}
+    for name in ("one", "two", "other"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        weights[name] = model.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(weights["one"], weights["two"])
+    assert not torch.equal(weights["one"], weights["other"])
 
 
 def test_gguf_becomes_a_plain_directory(base, tmp_path):
@@ -45,10 +46,8 @@ def test_gguf_becomes_a_plain_directory(base, tmp_path):
     path = write_gguf(base, tmp_path / "model.gguf")
     materialise(ModelConfig(model=str(path)), tmp_path / "plain", [], seed=0)
     source = find_model(str(tmp_path / "plain"))
-    model, original = (
-        load_base(source, ModelConfig(model="x")),
-        AutoModelForCausalLM.from_pretrained(base),
-    )
+    model = load_base(source, ModelConfig(model="x"))
+    original = AutoModelForCausalLM.from_pretrained(base)
     ids = torch.tensor([load_tokenizer(source)("red guitar")["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=1e-4, atol=1e-4)
@@ -59,10 +58,8 @@ def write_gguf(base, path):
     rows."""
     import gguf
 
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(base),
-        AutoTokenizer.from_pretrained(base),
-    )
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -74,10 +71,8 @@ def write_gguf(base, path):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    merges = [
-        " ".join(pair)
-        for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    ]
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = [" ".join(pair) for pair in state["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     writer.add_token_types([1] * len(tokenizer))
@@ -87,12 +82,10 @@ def write_gguf(base, path):
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if "q_proj" in name or "k_proj" in name:
+            # llama.cpp pairs neighbouring rows of a head, Hugging Face its first and second half.
             heads = config.num_attention_heads
-            tensor = (
-                tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1)
-                .transpose(1, 2)
-                .reshape(tensor.shape)
-            )
+            halves = tensor.view(heads, 2, tensor.shape[0] // heads // 2, -1)
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

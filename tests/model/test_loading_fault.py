@@ -8,8 +8,8 @@ import shutil
 import pytest
 import torch
 from conftest import launch
+from merging.written_adapters import write_adapter, write_base
 from safetensors.torch import load_file, save_file
-from written_adapters import write_adapter, write_base
 
 from ilrec.config.sections import ModelConfig
 from ilrec.errors import InputError
@@ -132,9 +132,8 @@ def test_tensors_decide_what_is_tied(same, tmp_path):
     head = load_file(base / "model.safetensors")["lm_head.weight"]
     model = load_base(ModelSource(base=str(base)), CONFIG)
     assert model.config.tie_word_embeddings == same
-    model.resize_token_embeddings(
-        50, mean_resizing=False
-    )  # ties again where the configuration says so
+    # This call ties them again if the configuration says so.
+    model.resize_token_embeddings(50, mean_resizing=False)
     torch.testing.assert_close(model.lm_head.weight[:40], head)
     model.save_pretrained(tmp_path / "saved")
     torch.testing.assert_close(
@@ -198,8 +197,7 @@ def test_two_ranks_under_zero3_refuse_alike(fault, data, base, tmp_path):
         "--max_steps",
         "1",
     )
-    said = result.stdout + result.stderr
-    assert (
-        result.returncode != 0 and 'Traceback (most recent call last):\n  File "ilrec' not in said
-    ), said[-4000:]
-    assert re.search(rf"error: model: .*({FAULTS[fault][1]})", said), said[-4000:]
+    output = result.stdout + result.stderr
+    assert result.returncode != 0, output[-4000:]
+    assert 'Traceback (most recent call last):\n  File "ilrec' not in output, output[-4000:]
+    assert re.search(rf"error: model: .*({FAULTS[fault][1]})", output), output[-4000:]

@@ -119,7 +119,7 @@ def test_tokenizer_config_names_a_class_that_both_have():
 
 
 @pytest.mark.parametrize(
-    ("config", "is_said"),
+    ("config", "is_reported"),
     [
         ({"model_type": "gpt_neox", "transformers_version": "5.1.0"}, True),
         ({"model_type": "gpt_neox", "transformers_version": "4.45.0"}, False),
@@ -145,14 +145,14 @@ def test_tokenizer_config_names_a_class_that_both_have():
         ),
     ],
 )
-def test_what_was_not_tried_is_said_once(config, is_said, tmp_path, caplog):
-    portable._say_untried.cache_clear()
+def test_a_model_that_was_not_tried_is_reported_once(config, is_reported, tmp_path, caplog):
+    portable._warn_untried.cache_clear()
     (tmp_path / "config.json").write_text(json.dumps(config))
     with caplog.at_level(logging.WARNING):
         make_portable(tmp_path)
         make_portable(tmp_path)
-    assert len(caplog.records) == is_said
-    assert not is_said or "install transformers>=5.1.0" in caplog.text
+    assert len(caplog.records) == is_reported
+    assert not is_reported or "install transformers>=5.1.0" in caplog.text
 
 
 def assert_is_portable(directory: Path) -> None:

@@ -40,6 +40,6 @@ def test_other_refusals(tmp_path):
         find_base(tmp_path / "adapter_config.json", "./elsewhere")
     with pytest.raises(
         InputError,
-        match="base model nobody/nothing: neither a directory nor to be had from the hub",
+        match="base model nobody/nothing: it is no directory, and the hub does not give it",
     ):
         local_directory("nobody/nothing")

@@ -25,7 +25,8 @@ TYPES = {
     "threshold": "fp32",
     "mu": "fp32",
     "share": "fp32",
-    "inverse_temperature": "fp32",
+    "inverse_weight_temperature": "fp32",
+    "inverse_reward_temperature": "fp32",
 }
 FLAGS = (
     "NEGATIVES",

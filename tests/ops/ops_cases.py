@@ -19,7 +19,9 @@ def objective(**changes: object) -> Objective:
         threshold="probability",
         alpha=0.5,
         negative_tokens="all",
+        negatives_from="readout",
         max_negatives=0,
+        weight_temperature=1.0,
         distillation_target="ensemble",
         reward_tokens="negatives",
         reward_temperature=1.0,
@@ -29,6 +31,32 @@ def objective(**changes: object) -> Objective:
 
 FULL = objective(beta=0.7, distillation_weight=0.6, reward_weight=0.4, alpha=0.3)
 SFT = objective(beta=0.0)
+# Each setting once away from its default: every backend is compared with the reference on these.
+GOALS = {
+    "sft": SFT,
+    "preference": objective(beta=0.7),
+    "distillation": objective(beta=0.0, distillation_weight=0.6),
+    "reward": objective(beta=0.0, reward_weight=0.4),
+    "all": FULL,
+    "logit": dataclasses.replace(FULL, threshold="logit"),
+    "logit, high threshold": dataclasses.replace(FULL, threshold="logit", alpha=0.9),
+    "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
+    "sharp weights": dataclasses.replace(FULL, weight_temperature=0.25),
+    "flat weights": dataclasses.replace(FULL, weight_temperature=3.0),
+    "sharp weights, capped": dataclasses.replace(
+        FULL, weight_temperature=0.25, alpha=1e-3, max_negatives=3
+    ),
+    "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
+    "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
+    "continuations": dataclasses.replace(
+        FULL, reward_tokens="continuations", reward_temperature=0.7
+    ),
+    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
+    "limited and capped": objective(
+        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
+    ),
+    "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
+}
 TRAINED = ("hidden_NH", "readout_KNH", "lm_head_VH", "new_token_rows_RH")
 Case = dict[str, Any]
 
@@ -36,8 +64,8 @@ Case = dict[str, Any]
 def make_case(
     num_rows: int = 7, vocab_size: int = 61, hidden_size: int = 13, num_layers: int = 3
 ) -> Case:
-    """Random float64 input with labels that the readout finds likely; a third of each row's tokens,
-    about 64 at most, has a reward."""
+    """Random float64 input. The labels are tokens that the readout finds likely, so that there are
+    negatives. A third of each row's tokens has a reward, but not many more than 64."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -45,6 +73,7 @@ def make_case(
 
     hidden, head = normal(num_rows, hidden_size), normal(vocab_size, hidden_size)
     readout = hidden + 0.7 * normal(num_layers, num_rows, hidden_size)
+    # The label is the readout's third choice, the two before it are its hard negatives.
     rank = min(2, vocab_size - 1)
     labels = (readout.mean(0) @ head.T).argsort(1, descending=True)[:, rank]
     reward = torch.rand(num_rows, vocab_size, generator=generator, dtype=torch.float64)
@@ -60,20 +89,18 @@ def make_case(
 
 
 def with_new_tokens(case: Case, *ids: int) -> Case:
-    rows = torch.linspace(-1, 1, len(ids) * case["lm_head_VH"].shape[1], dtype=torch.float64).sin()
-    return case | {
-        "new_token_ids_R": torch.tensor(ids),
-        "new_token_rows_RH": rows.view(len(ids), -1),
-    }
+    """The case with trained rows for some tokens, of any values that differ from the head's."""
+    num_values = len(ids) * case["lm_head_VH"].shape[1]
+    values = torch.linspace(-1, 1, num_values, dtype=torch.float64).sin()
+    rows = values.view(len(ids), -1)
+    return case | {"new_token_ids_R": torch.tensor(ids), "new_token_rows_RH": rows}
 
 
 def goal_for(case: Case, goal: Objective) -> Objective:
-    """The goal, with the items as negatives where the case says which tokens these are."""
-    return (
-        dataclasses.replace(goal, negative_tokens="items")
-        if case.get("candidates_V") is not None
-        else goal
-    )
+    """The goal, with the items as negatives if the case says which tokens these are."""
+    if case.get("candidates_V") is None:
+        return goal
+    return dataclasses.replace(goal, negative_tokens="items")
 
 
 def run(
@@ -98,8 +125,10 @@ def run(
     loss, stats = cross_layer_loss(**inputs, objective=goal, backend=backend, **options)
     loss.backward()
     results = {"loss": loss.detach(), "stats": stats}
-    results |= {name: inputs[name].grad for name in TRAINED if inputs.get(name) is not None}
-    return {name: value.double().cpu() for name, value in results.items() if value is not None}
+    for name in TRAINED:
+        if inputs.get(name) is not None and inputs[name].grad is not None:
+            results[name] = inputs[name].grad
+    return {name: value.double().cpu() for name, value in results.items()}
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -117,8 +146,8 @@ def assert_matches_reference(case: Case, goal: Objective, **options: Any) -> dic
     return actual
 
 
-# What the order of a float32 sum over the vocabulary may cost, relative to the largest entry: 32
-# eps. A zero is off by 1.
+# By how much another order of a float32 sum over the vocabulary may change it, relative to the
+# largest entry: 32 eps. A result of all zeros is off by 1 in this measure.
 TOLERANCE = 4e-6
 
 
@@ -128,20 +157,19 @@ def assert_as_exact_as(
     exact: dict[str, Tensor],
     scale: float = 0.0,
 ) -> None:
-    """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; the
-    same negatives.
+    """err(actual) <= err(naive in the same dtype) + TOLERANCE, in every value and gradient; and the
+    negatives are the same.
 
-    scale: of the terms of a sum, where they may cancel (a readout that agrees with its teacher); a
-        value may be smaller."""
+    scale: how large the terms of a sum are. Where they cancel (a readout that agrees with its
+        teacher) the value itself may be much smaller, and says nothing about rounding.
+    """
     assert actual.keys() == exact.keys()
     assert actual["stats"][3:].tolist() == exact["stats"][3:].tolist(), "negatives"
     for name, value in exact.items():
         assert actual[name].shape == value.shape, name
         if value.numel():
-            error, naive_error = (
-                (actual[name] - value).abs().max(),
-                (naive[name] - value).abs().max(),
-            )
+            error = (actual[name] - value).abs().max()
+            naive_error = (naive[name] - value).abs().max()
             allowed = naive_error + TOLERANCE * max(value.abs().max().item(), scale)
             assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
@@ -156,10 +184,13 @@ def assert_exact(
 ) -> dict[str, Tensor]:
     """A backend in `dtype` against float64 on the same (rounded) input, bounded by the error of the
     naive way in `dtype`."""
-    case = case | {
-        name: case[name].to(dtype).double() for name in TRAINED if case.get(name) is not None
-    }
-    exact, naive = run(case, goal, "reference"), run(case, goal, "reference", dtype)
+    rounded = {}
+    for name in TRAINED:
+        if case.get(name) is not None:
+            rounded[name] = case[name].to(dtype).double()
+    case = case | rounded
+    exact = run(case, goal, "reference")
+    naive = run(case, goal, "reference", dtype)
     actual = run(case, goal, backend, dtype, **options)
     assert_as_exact_as(naive, actual, exact, scale)
     return actual

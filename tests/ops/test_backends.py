@@ -29,9 +29,8 @@ from torch import Tensor
 
 from ilrec.ops import IGNORE_INDEX, Objective, backends, cross_layer_loss, fused, row_slab
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # of numpy, from Triton's interpreter
+# Triton's interpreter is made of numpy, which warns of log(0) and the like.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 33])
@@ -67,6 +66,7 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
         threshold=draw(st.sampled_from(["probability", "logit"])),
         alpha=draw(st.sampled_from([1e-4, 0.5, 1.0, 3.0])),
         max_negatives=draw(st.sampled_from([0, 1, 5, 400])),
+        weight_temperature=draw(st.sampled_from([0.25, 1.0, 3.0])),
         reward_temperature=draw(st.sampled_from([0.5, 2.0])),
         negative_tokens=draw(st.sampled_from(["all", "continuations"])),
         reward_tokens=draw(st.sampled_from(["negatives", "continuations"])),
@@ -75,8 +75,9 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
     return case, goal, draw(st.sampled_from([1, 3000, 10**8]))
 
 
-# scale: weights of up to 2 on head entries of up to 3, in a mean over up to 9 rows. Derandomised: a
-# drawn float64 threshold may fall within float32 rounding of a logit, and CI must not throw dice.
+# scale: weights of up to 2 on head entries of up to 3, in a mean over up to 9 rows. The draws are
+# the same in every run, because a drawn threshold may fall within float32 rounding of a logit, so
+# that other draws may fail now and then.
 @pytest.mark.parametrize(
     "name, dtype, examples",
     [
@@ -87,6 +88,7 @@ def drawn_cases(draw: st.DrawFn) -> tuple[Case, Objective, int]:
     ],
 )
 def test_any_case(name: str, dtype: torch.dtype, examples: int) -> None:
+    # Without the shrink phase, because to shrink a failure takes minutes in the interpreter.
     @settings(
         max_examples=examples,
         derandomize=True,
@@ -94,7 +96,7 @@ def test_any_case(name: str, dtype: torch.dtype, examples: int) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
-    )  # shrinking a failure takes minutes in the interpreter
+    )
     @given(drawn_cases())
     def check(drawn: tuple[Case, Objective, int]) -> None:
         case, goal, slab_bytes = drawn
@@ -147,11 +149,9 @@ def test_every_check_fails_on_a_wrong_result(
 ) -> None:
     case = with_new_tokens(make_case(), 3, 4)
     case["labels_N"][0] = 3
-    exact, naive, actual = (
-        run(case, FULL, "reference"),
-        run(case, FULL, "reference", dtype),
-        run(case, FULL, dtype=dtype),
-    )
+    exact = run(case, FULL, "reference")
+    naive = run(case, FULL, "reference", dtype)
+    actual = run(case, FULL, dtype=dtype)
     assert_as_exact_as(naive, actual, exact)
     with pytest.raises(AssertionError):
         assert_as_exact_as(naive, actual | {field: change(actual[field])}, exact)
@@ -160,14 +160,14 @@ def test_every_check_fails_on_a_wrong_result(
 @pytest.mark.parametrize("vocab_size", [4000, 8000])
 @pytest.mark.parametrize("num_rows", [64, 256])
 def test_peak_memory_is_the_slab_and_the_gradients(num_rows: int, vocab_size: int) -> None:
-    """Torch's own count of what one step allocates beside its input, frozen head: the slab,
-    gradients, and no more than half of the slab for lists of negatives and masks; whatever N x V is
-    (1 to 8 MiB of full logits a layer)."""
+    """What one step allocates beside its input, by torch's own count, with a frozen head: the slab,
+    the gradients, and at most half of the slab's size for lists of negatives and masks. It does not
+    depend on N x V (full logits would take 1 to 8 MiB a layer)."""
     slab_bytes, hidden_size, num_layers = 2**20, 32, 2
     case = make_case(num_rows, vocab_size, hidden_size, num_layers)
-    inputs = case | {
-        name: case[name].float().requires_grad_(name != "lm_head_VH") for name in TRAINED[:3]
-    }
+    inputs = dict(case)
+    for name in TRAINED[:3]:
+        inputs[name] = case[name].float().requires_grad_(name != "lm_head_VH")
 
     def step() -> None:
         cross_layer_loss(**inputs, objective=FULL, slab_bytes=slab_bytes)[0].backward()
@@ -194,7 +194,7 @@ def test_auto_takes_rows_unless_only_few_fit(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
-    backends._say_once.cache_clear()
+    backends._log_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             run(make_case(), FULL, "auto")
@@ -204,8 +204,8 @@ def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_slow_fallback_is_loud(caplog: pytest.LogCaptureFixture) -> None:
-    backends._say_once.cache_clear()
-    backends._say_once("cuda", "row_slab", True)
+    backends._log_once.cache_clear()
+    backends._log_once("cuda", "row_slab", True)
     assert "triton is not installed" in caplog.text and caplog.records[0].levelname == "WARNING"
 
 
@@ -225,6 +225,15 @@ def test_a_backend_that_cannot_run_is_an_error(
         pytest.importorskip("triton")
     with pytest.raises(ValueError, match=text):
         run(make_case(), FULL, "vocab_stream", dtype)
+
+
+def test_random_negatives_are_not_for_the_kernels() -> None:
+    """The message names the backend and what to use instead; auto takes row_slab."""
+    message = r"backend: vocab_stream cannot draw negatives at random \(negatives_from: random\)"
+    goal = dataclasses.replace(FULL, negatives_from="random")
+    with pytest.raises(ValueError, match=message):
+        run(make_case(), goal, "vocab_stream", torch.float32)
+    assert run(make_case(), goal, "auto")["stats"][3] > 0
 
 
 def test_vocab_stream_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from ops_cases import objective
 from torch import Tensor
 
 from ilrec.ops import cross_layer_loss, reference
+from ilrec.ops.random_negatives import Draw
 
 LOG2 = math.log(2)
 
@@ -77,9 +78,28 @@ def test_weights() -> None:
     ze = tensor([0.5, 0.25, 0.125, 0.125], [0, 0, 0, 0])
     ze[0].log_()
     mask = torch.tensor([[False, True, True, True], [False] * 4])
-    torch.testing.assert_close(
-        reference.negative_weights(ze, mask), tensor([0, 0.5, 0.25, 0.25], [0, 0, 0, 0])
-    )
+    weights = reference.negative_weights(ze, mask, 1.0)
+    torch.testing.assert_close(weights, tensor([0, 0.5, 0.25, 0.25], [0, 0, 0, 0]))
+
+
+def test_weight_temperature_of_the_released_code() -> None:
+    """Two layers, ze their mean: temperature 1/2 gives the softmax of their sum. Ratios 2 : 1 : 1
+    squared are 4 : 1 : 1."""
+    layers = torch.stack([tensor([8, 4, 2, 1]), tensor([8, 4, 2, 4])]).log()
+    mask = torch.tensor([[False, True, True, True]])
+    weights = reference.negative_weights(layers.mean(0), mask, 1 / 2)
+    torch.testing.assert_close(weights, tensor([0, 16 / 24, 4 / 24, 4 / 24]))
+    summed = layers.sum(0).masked_fill(~mask, -math.inf).softmax(1)
+    torch.testing.assert_close(weights, summed)
+
+
+def test_random_negatives_take_the_draw() -> None:
+    """V = 5, label 2, two proposals. The order (2, 0, 3, 1), read from place 3 on and going round,
+    gives the numbers 1 and 2; the second is not below the label and means token 3."""
+    proposed = torch.tensor([[True, True, False, False, False]])
+    draw = Draw(order_U=torch.tensor([2, 0, 3, 1]), first_N=torch.tensor([3]))
+    drawn = reference.random_negatives(proposed, torch.tensor([2]), draw)
+    assert drawn[0].nonzero()[:, 0].tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ops_cases import (
     FULL,
+    GOALS,
     SFT,
     TRAINED,
     assert_matches_reference,
@@ -21,27 +22,8 @@ from ops_cases import (
     with_new_tokens,
 )
 
-from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss, fused, head_gemm, row_math
-
-GOALS = {
-    "sft": SFT,
-    "preference": objective(beta=0.7),
-    "distillation": objective(beta=0.0, distillation_weight=0.6),
-    "reward": objective(beta=0.0, reward_weight=0.4),
-    "all": FULL,
-    "logit": dataclasses.replace(FULL, threshold="logit"),
-    "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
-    "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
-    "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
-    "continuations": dataclasses.replace(
-        FULL, reward_tokens="continuations", reward_temperature=0.7
-    ),
-    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
-    "limited and capped": objective(
-        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
-    ),
-    "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
-}
+from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss, head_gemm, row_math
+from ilrec.ops.row_inputs import RowInputs
 
 
 @pytest.mark.parametrize("slab_bytes", [1, 5000, None])
@@ -121,9 +103,11 @@ def test_ties_and_the_inclusive_threshold(cap: int) -> None:
     actual = assert_matches_reference(case, goal)
     assert actual["stats"][3] == (cap if 0 < cap < 10 else 10) + min(cap or 99, 21)
     smallest = torch.arange(3, 33, 3)[: cap or None]
-    logits, task = hidden @ head.T, fused.Task(case["labels_N"], goal, None, None, 1)
+    logits = hidden @ head.T
+    inputs = RowInputs(case["labels_N"], goal, None, None, None, 1)
     at_label = logits.gather(1, case["labels_N"][:, None])[:, 0]
-    negatives = row_math._negatives(logits, logits, at_label, at_label, case["labels_N"], task, 0)
+    rows = slice(0, 2)
+    negatives = row_math._negatives(logits, logits, at_label, at_label, inputs, rows)
     assert negatives.tokens_S[negatives.rows_S == 0].tolist() == smallest.tolist()
 
 
@@ -138,9 +122,9 @@ def test_the_penalty_moves_the_loss_exactly_when_there_are_negatives() -> None:
     case["hidden_NH"] = case["hidden_NH"].abs()
     moved = {False: 0, True: 0}
     for row in range(40):
-        one = case | {
-            name: case[name][..., row : row + 1, :] for name in ("hidden_NH", "readout_KNH")
-        }
+        one = dict(case)
+        one["hidden_NH"] = case["hidden_NH"][row : row + 1]
+        one["readout_KNH"] = case["readout_KNH"][:, row : row + 1]
         one["labels_N"] = case["labels_N"][row : row + 1]
         loss, stats = cross_layer_loss(**one, objective=objective(beta=0.5, alpha=0.9))
         plain, _ = cross_layer_loss(**one, objective=SFT)
@@ -272,10 +256,8 @@ def test_rounding_error_is_that_of_the_naive_computation(dtype: torch.dtype, tar
         case[name] = case[name].to(dtype).double()
     goal = dataclasses.replace(FULL, distillation_target=target)
     exact = run(case, goal, backend="reference")
-    naive, fused = (
-        run(case, goal, backend="reference", dtype=dtype),
-        run(case, goal, dtype=dtype, slab_bytes=20000),
-    )
+    naive = run(case, goal, backend="reference", dtype=dtype)
+    fused = run(case, goal, dtype=dtype, slab_bytes=20000)
     assert exact["stats"][3] == naive["stats"][3] == fused["stats"][3] > 0
     for name, value in exact.items():
         bound = 3 * (naive[name] - value).abs().max() + 1e-6 * value.abs().max()
@@ -295,12 +277,13 @@ def test_a_large_penalty_does_not_overflow_float32() -> None:
 
 
 def slightly_larger_beta(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a beta 0.1 % larger in its last argument, the RowInputs."""
+
     def changed(*args: Any) -> Any:
-        goal = args[-1].objective
-        return original(
-            *args[:-1],
-            args[-1]._replace(objective=dataclasses.replace(goal, beta=1.001 * goal.beta)),
-        )
+        *others, inputs = args
+        goal = inputs.objective
+        larger = dataclasses.replace(goal, beta=1.001 * goal.beta)
+        return original(*others, inputs._replace(objective=larger))
 
     return changed
 
@@ -332,10 +315,8 @@ def test_the_comparison_notices_a_wrong_gradient(
 def test_cuda_agrees_with_cpu(dtype: torch.dtype, bound: float) -> None:
     case = with_new_tokens(make_case(16, 507, 32, 4), 3, 500)
     case["labels_N"][3] = IGNORE_INDEX
-    expected, actual = (
-        run(case, FULL, dtype=dtype),
-        run(case, FULL, dtype=dtype, device="cuda", slab_bytes=20000),
-    )
+    expected = run(case, FULL, dtype=dtype)
+    actual = run(case, FULL, dtype=dtype, device="cuda", slab_bytes=20000)
     for name, value in expected.items():
         if name != "stats":
             torch.testing.assert_close(

@@ -10,36 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, launch
-from ops_cases import FULL, SFT, TRAINED, assert_exact, make_case, objective, run, with_new_tokens
+from ops_cases import (
+    FULL,
+    GOALS,
+    TRAINED,
+    assert_exact,
+    make_case,
+    objective,
+    run,
+    with_new_tokens,
+)
 
 from ilrec.ops import IGNORE_INDEX, Objective, cross_layer_loss
 
 pytest.importorskip("triton")
 from ilrec.ops import vocab_stream  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # the interpreter's numpy mentions log(0) and the like
-
-GOALS = {
-    "sft": SFT,
-    "preference": objective(beta=0.7),
-    "distillation": objective(beta=0.0, distillation_weight=0.6),
-    "reward": objective(beta=0.0, reward_weight=0.4),
-    "all": FULL,
-    "logit": dataclasses.replace(FULL, threshold="logit", alpha=0.9),
-    "capped": dataclasses.replace(FULL, alpha=1e-3, max_negatives=3),
-    "per_layer": dataclasses.replace(FULL, distillation_target="per_layer"),
-    "temperature": dataclasses.replace(FULL, reward_temperature=0.3),
-    "continuations": dataclasses.replace(
-        FULL, reward_tokens="continuations", reward_temperature=0.7
-    ),
-    "limited": dataclasses.replace(FULL, negative_tokens="continuations", alpha=1e-2),
-    "limited and capped": objective(
-        beta=0.7, negative_tokens="continuations", alpha=1e-3, max_negatives=2
-    ),
-    "continuations alone": objective(beta=0.0, reward_weight=0.4, reward_tokens="continuations"),
-}
+# Triton's interpreter is made of numpy, which warns of log(0) and the like.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("slab_bytes", [1, None])
@@ -138,26 +126,20 @@ def test_minus_infinity_and_huge_logits(backend: str) -> None:
     exact = run(case, dataclasses.replace(FULL, alpha=1e-6), "reference")
     torch.testing.assert_close(stats.double(), exact["stats"], rtol=1e-6, atol=1e-4)
     assert stats[3] == 2  # tokens 0 and 2 are each other's negatives
-    for (
-        name,
-        leaf,
-    ) in (
-        leaves.items()
-    ):  # the column of 1e4: float32 rounds such logits to 1e-3. The other overflows by itself
-        torch.testing.assert_close(
-            leaf.grad[..., 1].double(), exact[name][..., 1], rtol=1e-3, atol=1e-2
-        )
+    # The second column, whose logits are near 1e4: float32 rounds those to 1e-3. The gradient of
+    # the first column, of 1e10, overflows by itself.
+    for name, leaf in leaves.items():
+        column = leaf.grad[..., 1].double()
+        torch.testing.assert_close(column, exact[name][..., 1], rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("rewards", ["no entries", "zeros"])
 def test_rows_without_reward(rewards: str, triton_backend: str) -> None:
     case, plain = make_case(), run(make_case(), objective(), triton_backend, torch.float32)
     offsets, token_ids, values = case["token_rewards"]
-    case["token_rewards"] = (
-        (0 * offsets, token_ids[:0], values[:0])
-        if rewards == "no entries"
-        else (offsets, token_ids, 0 * values)
-    )
+    case["token_rewards"] = (offsets, token_ids, 0 * values)
+    if rewards == "no entries":
+        case["token_rewards"] = (0 * offsets, token_ids[:0], values[:0])
     actual = run(case, objective(reward_weight=0.4), triton_backend, torch.float32)
     assert actual["stats"][2] == 0
     torch.testing.assert_close(actual["hidden_NH"], plain["hidden_NH"], rtol=1e-6, atol=1e-8)
@@ -229,10 +211,6 @@ def test_cuda_agrees_with_cpu(name: str, goal: Objective, dtype: torch.dtype, bo
     for key, value in expected.items():
         if key != "stats" and value.numel():
             scale = max(value.abs().max().item(), math.ulp(1.0))
-            torch.testing.assert_close(
-                actual[key],
-                value,
-                rtol=bound,
-                atol=bound * scale,
-                msg=lambda text, k=key: f"{k}: {text}",
-            )
+            largest_error = (actual[key] - value).abs()
+            allowed = bound * (scale + value.abs())
+            assert (largest_error <= allowed).all(), f"{key}: off by {largest_error.max():.3g}"

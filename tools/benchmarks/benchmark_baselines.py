@@ -250,7 +250,7 @@ def _three_terms(
 ) -> Tensor:
     """[N], by the functions of the specification."""
     negatives_NV = hard_negatives(ze_NV.detach(), z_NV.detach(), labels_N, objective, None)
-    weights_NV = negative_weights(ze_NV.detach(), negatives_NV)
+    weights_NV = negative_weights(ze_NV.detach(), negatives_NV, objective.weight_temperature)
     support_NV = reward_support(negatives_NV, labels_N, objective.reward_tokens)
     target_NV = reward_target(reward_NV, support_NV, objective.reward_temperature)
     return (

@@ -12,29 +12,8 @@ from ops_cases import FULL, SFT, goal_for, make_case, objective, run, with_new_t
 
 from ilrec.ops import IGNORE_INDEX, STATS, cross_layer_loss
 
-CONCRETE_BACKENDS = (
-    "reference",
-    "row_slab",
-)  # those that take float64; vocab_stream: test_triton_backends.py
-
-
-@pytest.mark.parametrize(
-    "changes, text",
-    [
-        ({"beta": -1.0}, "beta"),
-        ({"distillation_weight": math.nan}, "distillation_weight"),
-        ({"reward_weight": math.inf}, "reward_weight"),
-        ({"alpha": 0.0}, "alpha"),
-        ({"reward_temperature": 0.0}, "reward_temperature"),
-        ({"threshold": "sharp"}, "one of probability, logit"),
-        ({"distillation_target": "all"}, "one of ensemble, per_layer"),
-        ({"max_negatives": -1}, "max_negatives"),
-        ({"max_negatives": 1.5}, "max_negatives"),
-    ],
-)
-def test_objective_refuses(changes: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        objective(**changes)
+# Those that take float64. vocab_stream is tested in test_triton_backends.py.
+CONCRETE_BACKENDS = ("reference", "row_slab")
 
 
 def changed_rewards(position: int, value: Any) -> tuple[Any, ...]:
@@ -124,10 +103,8 @@ def test_items_are_given_where_they_are_the_negatives(
     candidates_V: torch.Tensor | None, negative_tokens: str
 ) -> None:
     goal = dataclasses.replace(FULL, negative_tokens=negative_tokens)
-    with pytest.raises(
-        ValueError,
-        match=f"candidates_V: expected if and only if negative_tokens is items, which is {negative_tokens}",
-    ):
+    expected = "candidates_V: expected if and only if negative_tokens is items, which is "
+    with pytest.raises(ValueError, match=expected + negative_tokens):
         cross_layer_loss(**make_case(), objective=goal, candidates_V=candidates_V)
 
 
@@ -240,10 +217,33 @@ def test_sft_needs_no_readout(backend: str) -> None:
     assert actual["stats"].tolist()[1:] == [0, 0, 0, 7]
 
 
+def test_the_last_layer_as_its_own_readout(backend: str) -> None:
+    """negatives_from last_layer: the states themselves, detached, are the only readout layer. What
+    is given as readout is not read, and nothing need be given."""
+    case = make_case()
+    goal = objective(beta=0.7, reward_weight=0.4, alpha=0.3, negatives_from="last_layer")
+    by_hand = dataclasses.replace(goal, negatives_from="readout")
+    expected = run(
+        case | {"readout_KNH": case["hidden_NH"].clone()[None]},
+        by_hand,
+        backend,
+        torch.float32,
+        frozen=("readout_KNH",),
+    )
+    assert expected["stats"][3] > 0 and "readout_KNH" not in expected
+    given = run(case, goal, backend, torch.float32)
+    missing = run(case | {"readout_KNH": None}, goal, backend, torch.float32)
+    for actual in (given, missing):
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    readout = run(case, by_hand, backend, torch.float32)
+    assert not torch.equal(readout["loss"], expected["loss"])
+
+
 def test_auto_is_row_slab_and_autocast_changes_nothing() -> None:
-    case = {
-        name: value.float() if name.endswith("H") else value for name, value in make_case().items()
-    }
+    case = make_case()
+    for name in ("hidden_NH", "readout_KNH", "lm_head_VH"):
+        case[name] = case[name].float()
     expected = cross_layer_loss(**case, objective=FULL, backend="row_slab")[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert cross_layer_loss(**case, objective=FULL)[0] == expected
