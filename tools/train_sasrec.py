@@ -21,7 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilrec.collaborative.sasrec import popularity_scores, train_sasrec
+from ilrec.collaborative.popularity import popularity_scores
+from ilrec.collaborative.sasrec_training import train_sasrec
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sections import DataConfig, SASRecConfig

@@ -43,8 +43,9 @@ from ilrec.model.objective import attach_objective, vocabulary_objective
 from ilrec.model.source import ModelSource, find_model, local_directory
 from ilrec.processes import environment
 from ilrec.samples.batches import TokenBudgetSampler, is_flattened
+from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.collators import TrainingCollator, flattening_collator
-from ilrec.samples.prefixes import EvaluationSamples, SampleBuilder
+from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie
 from ilrec.samples.vocabulary import add_codes, code_ids
 from ilrec.training import zero3

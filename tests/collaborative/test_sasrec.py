@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from ilrec.collaborative.sasrec import (
-    SASRec,
+from ilrec.collaborative.popularity import popularity_scores
+from ilrec.collaborative.sasrec import SASRec
+from ilrec.collaborative.sasrec_training import (
     _batches,
     _loss,
     _ndcg,
     _seen_before,
     _windows,
-    popularity_scores,
     train_sasrec,
 )
 from ilrec.config.sections import SASRecConfig
@@ -212,7 +212,7 @@ def test_stops_early_and_returns_the_best_epoch(monkeypatch: pytest.MonkeyPatch)
         seen.append(model.items.weight.detach().clone())
         return (0.1, 0.3, 0.2, 0.3)[len(seen) - 1]
 
-    monkeypatch.setattr("ilrec.collaborative.sasrec._ndcg", ndcg)
+    monkeypatch.setattr("ilrec.collaborative.sasrec_training._ndcg", ndcg)
     config = dataclasses.replace(CONFIG, patience=2)
     model = train_sasrec(cycles(20), NUM_ITEMS, config, ([[0]], [1]), lambda line: None)
     assert len(seen) == 4

@@ -13,7 +13,7 @@ from written_tables import COLUMNS, found, write
 
 from ilrec.errors import InputError
 from ilrec.interactions.importers import PRESETS, read_files, read_titles
-from ilrec.interactions.records import Findings
+from ilrec.interactions.findings import Findings
 
 
 def test_presets_read_the_releases_fields(tmp_path: Path):

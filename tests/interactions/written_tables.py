@@ -10,7 +10,7 @@ import numpy as np
 
 from ilrec.interactions.fields import FRACTION_DIGITS
 from ilrec.interactions.importers import Columns, RawInteractions, read_files
-from ilrec.interactions.records import Findings
+from ilrec.interactions.findings import Findings
 
 COLUMNS = Columns("u", "i", "t", "i", "title", "r")
 

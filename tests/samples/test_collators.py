@@ -6,7 +6,8 @@ from test_prefixes import make_builder, make_dataset
 from torch.utils.data import DataLoader
 
 from ilrec.samples.collators import PromptCollator, TrainingCollator, flattening_collator
-from ilrec.samples.prefixes import IGNORE_INDEX, EvaluationSamples
+from ilrec.samples.builder import IGNORE_INDEX
+from ilrec.samples.prefixes import EvaluationSamples
 
 
 def test_training_collator_pads_on_the_right():

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
-from ilrec.samples.prefixes import IGNORE_INDEX, EvaluationSamples, SampleBuilder, TrainingSamples
+from ilrec.samples.builder import IGNORE_INDEX, SampleBuilder
+from ilrec.samples.prefixes import EvaluationSamples, TrainingSamples
 from ilrec.samples.prompts import SemanticIdPrompt, TitlePrompt, Wording
 
 TITLES = ["a", "bb", "c", "d"]

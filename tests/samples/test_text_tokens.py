@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_tokenizers import FAMILIES, llama2, mistral, uncased
 
-from ilrec.samples.prefixes import SampleBuilder
+from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.prompts import TitlePrompt, Wording
 from ilrec.samples.text_tokens import inside_text
 

@@ -8,7 +8,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ilrec.errors import InputError
-from ilrec.samples.prefixes import SampleBuilder
+from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.prompts import SemanticIdPrompt, Wording
 from ilrec.samples.vocabulary import add_codes, code_ids
 

@@ -13,7 +13,8 @@ from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
-from ilrec.samples.prefixes import IGNORE_INDEX, EvaluationSamples, SampleBuilder, TrainingSamples
+from ilrec.samples.builder import IGNORE_INDEX, SampleBuilder
+from ilrec.samples.prefixes import EvaluationSamples, TrainingSamples
 from ilrec.samples.prompts import SemanticIdPrompt, Wording
 from ilrec.samples.windows import TrainingWindows, cut_windows
 

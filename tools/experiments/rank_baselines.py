@@ -28,7 +28,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ilrec.collaborative.sasrec import SASRec, popularity_scores
+from ilrec.collaborative.popularity import popularity_scores
+from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sections import CANDIDATES, DataConfig

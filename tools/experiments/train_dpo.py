@@ -34,8 +34,9 @@ from ilrec.config.loading import load_config, parse_overrides
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
 from ilrec.processes import run_entry
+from ilrec.samples.builder import IGNORE_INDEX, SampleBuilder
 from ilrec.samples.collators import TrainingCollator
-from ilrec.samples.prefixes import IGNORE_INDEX, SampleBuilder, TrainingSamples
+from ilrec.samples.prefixes import TrainingSamples
 from ilrec.samples.task import load_task
 from ilrec.train import load_tokenizer
 from ilrec.training.checkpoints import set_aside

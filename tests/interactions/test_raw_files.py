@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from written_tables import found, write
 
 from ilrec.errors import InputError
-from ilrec.interactions import records
-from ilrec.interactions.records import Findings
+from ilrec.interactions import findings, text_lines
+from ilrec.interactions.findings import Findings
 
 ROWS = [("a", "x", 3), ("b", "y", 1), ("a", "y", 2)]
 
@@ -119,7 +119,7 @@ def test_more_bad_lines_than_allowed(tmp_path: Path, caplog: pytest.LogCaptureFi
     path = write(tmp_path / "x.jsonl", "no\n" * 40 + GOOD)
     with pytest.raises(InputError, match=r"x\.jsonl:31: .*\(30 before it were skipped\)"):
         found(path, findings=Findings(30))
-    assert len(caplog.records) == records.MAX_WARNINGS
+    assert len(caplog.records) == findings.MAX_WARNINGS
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_truncated_gzip(tmp_path: Path):
 def test_progress_says_rate_and_time_left(
     tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(records, "SECONDS_BETWEEN_PROGRESS", 0)
-    monkeypatch.setattr(records, "LINES_BETWEEN_CLOCKS", 1)
+    monkeypatch.setattr(text_lines, "SECONDS_BETWEEN_PROGRESS", 0)
+    monkeypatch.setattr(text_lines, "LINES_BETWEEN_CLOCKS", 1)
     with caplog.at_level(logging.INFO):
         found(write(tmp_path / "x.jsonl", json_lines()))
     assert "x.jsonl: 3 lines, " in caplog.text and " a second, 0 s left" in caplog.text
@@ -220,10 +220,8 @@ def test_a_record_that_spans_lines_is_counted_and_said(
     findings = Findings()
     assert found(path, findings=findings) == [("a", "x", 1), ("b\nc,y,2\nd", "y", 2), ("e", "z", 3)]
     assert findings.report() == {"records that span lines": "2, first at x.csv:3"}
-    assert (
-        len(caplog.records) == 1
-        and "x.csv:3: one record, because of a quote, up to line 5" in caplog.text
-    )
+    assert len(caplog.records) == 1
+    assert "x.csv:3: a quote makes one record of the lines from here to line 5" in caplog.text
 
 
 def test_tab_separated_files_have_no_quoting_unless_asked_for(
