@@ -96,7 +96,8 @@ def split_to_multiple(plan: EpochPlan, multiple: int) -> EpochPlan:
     many.
 
     Each further batch is made by halving the one with the most samples: nothing is repeated and
-    nothing dropped. Raises ValueError if there are fewer samples than `multiple`.
+    nothing dropped. Raises ValueError if there are too few samples for that, as for 7 batches of 8
+    samples and 3 ranks: 9 batches would be needed.
     """
     begins = [0, *plan.ends_B[:-1].tolist()]
     ends = plan.ends_B.tolist()
@@ -104,8 +105,9 @@ def split_to_multiple(plan: EpochPlan, multiple: int) -> EpochPlan:
         sizes = np.subtract(ends, begins)
         largest = int(np.argmax(sizes))
         if sizes[largest] < 2:
+            num_samples = len(plan.places_S)
             raise ValueError(
-                f"{len(plan.places_S)} samples cannot make batches for {multiple} ranks"
+                f"{num_samples} samples cannot make equally many batches for {multiple} ranks"
             )
         middle = begins[largest] + int(sizes[largest]) // 2
         begins.insert(largest + 1, middle)
@@ -117,7 +119,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
     """This rank's batches of an epoch: every `world_size`-th of all batches.
 
     num_tokens_S: int32 [S]. max_tokens: most tokens of a batch, padding included. Raises InputError
-    if a sample is longer than that, or there are fewer samples than ranks.
+    if a sample is longer than that, or there are too few samples for this number of ranks.
     """
 
     def __init__(
