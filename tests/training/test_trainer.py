@@ -1,93 +1,14 @@
-"""Rewards, means that are logged, and the stop at NaN; the loop itself is tested in test_model.py
+"""Means that are logged, and the stop at NaN; the loop itself is tested in test_model.py
 and test_train.py."""
 
 import pytest
 import torch
 from tiny_models import arguments, samples, tiny_llama
 
-from ilrec.collaborative.collator import ContinuationCollator
-from ilrec.collaborative.sasrec import SASRec
-from ilrec.config.sections import ObjectiveConfig, SASRecConfig
+from ilrec.config.sections import ObjectiveConfig
 from ilrec.errors import InputError
-from ilrec.items.trie import ItemTrie
 from ilrec.model.objective import attach_objective
-from ilrec.samples.collators import TrainingCollator
 from ilrec.training.trainer import ILRecTrainer, _means
-
-TRIE = ItemTrie.from_sequences([[5, 1, 9], [5, 2, 9], [3, 9]])
-
-
-def test_rewards_stand_in_the_order_of_the_supervised_tokens():
-    """Targets 0 (3 tokens) and 2 (2 tokens): 5 rows, as many as labels; each row sums to 1 and
-    lists the trie's children."""
-    torch.manual_seed(0)
-    sasrec = SASRec(3, SASRecConfig(hidden_size=8)).eval()
-    samples = [
-        {"input_ids": [7, 5, 1, 9], "labels": [-100, 5, 1, 9], "items": [1, 0], "num_targets": 1},
-        {
-            "input_ids": [7, 7, 3, 9],
-            "labels": [-100, -100, 3, 9],
-            "items": [0, 1, 2],
-            "num_targets": 1,
-        },
-    ]
-    batch = ContinuationCollator(TrainingCollator(pad_token_id=0), sasrec, TRIE)(samples)
-    offsets, tokens, values = batch["token_rewards"]
-    assert len(offsets) - 1 == (batch["labels"] != -100).sum()
-    assert tokens.tolist() == [3, 5, 1, 2, 9, 3, 5, 9]
-    p = sasrec.item_probabilities([[1]])[0].tolist()
-    assert values[:5].tolist() == pytest.approx(
-        [p[2], p[0] + p[1], p[0] / (p[0] + p[1]), p[1] / (p[0] + p[1]), 1.0], rel=1e-5
-    )
-
-
-def test_rewards_of_every_item_are_those_of_each_alone():
-    """A window with two targets gives the rows of two samples with one each, in their order."""
-    torch.manual_seed(0)
-    collate = ContinuationCollator(
-        TrainingCollator(pad_token_id=0), SASRec(3, SASRecConfig(hidden_size=8)).eval(), TRIE
-    )
-    window = {
-        "input_ids": [3, 9, 5, 1, 9, 5, 2, 9],
-        "labels": [-100, -100, 5, 1, 9, 5, 2, 9],
-        "items": [2, 0, 1],
-        "num_targets": 2,
-    }
-    alone = [
-        {
-            "input_ids": [3, 9, 5, 1, 9],
-            "labels": [-100, -100, 5, 1, 9],
-            "items": [2, 0],
-            "num_targets": 1,
-        },
-        {
-            "input_ids": [3, 9, 5, 1, 9, 5, 2, 9],
-            "labels": [-100] * 5 + [5, 2, 9],
-            "items": [2, 0, 1],
-            "num_targets": 1,
-        },
-    ]
-    together, each = collate([window])["token_rewards"], collate(alone)["token_rewards"]
-    for actual, expected in zip(together, each, strict=True):
-        torch.testing.assert_close(actual, expected)
-
-
-def test_continuations_without_a_filter_are_the_same_tokens():
-    """After nothing 3 or 5, after 5 1 or 2, then the end: those of the trie's nodes on target 0's
-    path."""
-    sample = {
-        "input_ids": [7, 5, 1, 9],
-        "labels": [-100, 5, 1, 9],
-        "items": [1, 0],
-        "num_targets": 1,
-    }
-    batch = ContinuationCollator(TrainingCollator(pad_token_id=0), None, TRIE)([sample])
-    offsets, tokens, values = batch["token_rewards"]
-    assert (offsets.tolist(), tokens.tolist(), values.tolist()) == (
-        [0, 2, 4, 5],
-        [3, 5, 1, 2, 9],
-        [0.0] * 5,
-    )
 
 
 def test_means_are_per_supervised_token():
