@@ -142,8 +142,10 @@ class SASRec(nn.Module):
         newest = [history[-self.config.max_history_items :] for history in histories]
         items_BT = left_padded(newest).to(device)
         logits_BI = self.item_logits(self(items_BT)[:, -1])
+        # An empty history is padding alone, and what the model makes of that means nothing.
         is_empty_B = (items_BT == PADDING).all(dim=1)
         logits_BI = logits_BI.masked_fill(is_empty_B[:, None], 0.0).float()
+        # The whole history, and not only the newest items that were read.
         if self.config.candidates == "unseen":
             seen_BT = left_padded(histories).to(device)
             seen = row_item_pairs(seen_BT, seen_BT != PADDING)
@@ -188,6 +190,7 @@ class SASRec(nn.Module):
             raise InputError(
                 f"{directory / CONFIG}: expected a JSON object, got a {type(settings).__name__}"
             )
+        # Before the weights: with another numbering of as many items, all shapes would fit.
         digest = settings.pop(ITEMS_DIGEST, None)
         _require_same_items(directory, digest, settings.get("num_items"), item_ids)
         try:

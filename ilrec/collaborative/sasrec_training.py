@@ -49,6 +49,7 @@ def train_sasrec(
     `candidates` does not fit the sequences.
     """
     windows_WT = _windows(train_sequences, config.max_history_items)
+    # The data decides `auto` once, and the decision is saved with the model.
     config = dataclasses.replace(config, candidates=_candidates(train_sequences, config.candidates))
     log(f"candidates: {config.candidates}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,6 +72,7 @@ def _train_epochs(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
+    # The learning rate falls to 0 over all epochs, also if training stops early.
     num_steps = config.num_epochs * math.ceil(len(windows_WT) / config.batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
     best_ndcg, best_epoch, best_state = -1.0, 0, {}

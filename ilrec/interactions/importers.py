@@ -90,6 +90,7 @@ def read_files(
     if min_rating is not None and columns.rating:
         wanted.append(columns.rating)
 
+    # An interaction with one bad field counts as a bad line, and nothing of it is added.
     raw = RawInteractions()
     for path in paths:
         for line, values in read_records(path, wanted, findings, quoted_tsv=quoted_tsv):
@@ -108,6 +109,7 @@ def read_files(
             else:
                 raw.add(user, item, when)
 
+    # If the least rating has removed everything, the message says so.
     if not raw.users:
         why = ""
         if raw.num_below_rating:
@@ -127,6 +129,7 @@ def read_titles(
     quoted_tsv: bool = False,
 ) -> dict[str, str]:
     """{item: title as it is written} of the wanted items. The first title of an item counts."""
+    # Only these titles are held, because a shop's catalogue may be much larger than the data.
     wanted = set(wanted_items)
     fields = [columns.title_item, columns.title]
     titles: dict[str, str] = {}

@@ -110,6 +110,8 @@ def read_prepared(directory: str | Path) -> InteractionDataset:
                 f"got {manifest.get(fact)!r:.80}; {AGAIN}"
             )
 
+    # The files are hashed at every start: a file of another preparation would have the right form
+    # and other numbers.
     users = read_table(directory / USERS, AGAIN)
     items = read_table(directory / ITEMS, AGAIN)
     if fingerprint_of((directory / USERS, directory / ITEMS)) != manifest["fingerprint"]:

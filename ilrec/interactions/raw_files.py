@@ -176,6 +176,7 @@ def _wanted_fields(
         raise InputError(f"{path}:1: empty file; expected a header with {', '.join(columns)}")
     positions = [column_position(path, header, [name]) for name in columns]
     for first, last, row in rows:
+        # With a field too many or too few, nobody knows which fields have moved.
         if len(row) != len(header):
             reason = f"expected {len(header)} fields as in the header, got {len(row)}"
             findings.bad(path, first, reason, last)
@@ -193,6 +194,7 @@ def _read_parquet(
         column_position(path, file.schema_arrow.names, [name])
     progress = Progress(path, file.metadata.num_rows, "rows")
 
+    # Batches of rows, so that a file larger than memory is fine.
     # One column may be wanted twice, as when the item's column is also that of the titles.
     distinct = list(dict.fromkeys(columns))
     row = 0
@@ -224,6 +226,7 @@ def _plain(column: pa.Array, path: Path, name: str) -> pa.Array:
     return wide.cast(pa.string()).cast(pa.float64())
 
 
+# By the end of a file's name.
 READERS: dict[str, Callable[[Path, Sequence[str], Findings, str], Iterator[Record]]] = {
     "json": _read_json_lines,
     "jsonl": _read_json_lines,

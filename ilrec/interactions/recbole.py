@@ -109,6 +109,7 @@ def _read_columns(
 
     parsers: one for each column, (text, the column's name) -> value, or ValueError.
     """
+    # The first line is the header, and the loop below goes on with the second.
     lines = tab_separated(path)
     _, typed = next(lines, (1, []))
     if not typed:

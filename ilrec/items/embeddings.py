@@ -101,6 +101,7 @@ def _rows_of_items(path: Path, num_rows: int) -> dict[str, int]:
 
 def _require_same_items(path: Path, row_of: dict[str, int], item_ids: Sequence[str]) -> None:
     """Raises InputError, naming one item, if the rows are not those of item_ids."""
+    # Rows of further items are refused too: such embeddings belong to other data.
     missing = [item for item in item_ids if item not in row_of]
     known = set(item_ids)
     unknown = [item for item in row_of if item not in known]

@@ -53,6 +53,7 @@ def _separate(
     codes_IL: np.ndarray, residual_ID: np.ndarray, centres_CD: np.ndarray, codebook_size: int
 ) -> np.ndarray:
     """Give colliding items other last codes. The item nearest to the shared centre keeps it."""
+    # Only items that agree in all codes but the last can collide.
     groups: dict[tuple, list[int]] = defaultdict(list)
     for item, codes in enumerate(codes_IL.tolist()):
         groups[tuple(codes[:-1])].append(item)

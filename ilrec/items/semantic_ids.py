@@ -80,6 +80,7 @@ def resolve_collisions(semantic_ids: Sequence[SemanticId]) -> list[SemanticId]:
     A number that would give the ID of another item is passed over. The end token that closes every
     response tells IDs of different lengths apart.
     """
+    # All items with the same ID get their numbers from one iterator, which never gives one twice.
     counts = Counter(semantic_ids)
     longer: dict[SemanticId, Iterator[SemanticId]] = {}
     resolved = []

@@ -5,7 +5,7 @@ Nodes are numbered breadth-first from ROOT; the children of a node are consecuti
 token. Every node but the root is the child of exactly one edge, so that edge e leads to node e + 1
 and no table of children is needed.
 
-Shapes: I items, D the longest item in tokens, N nodes or pairs of a row and an item.
+Shapes: I items, D tokens of the longest item, N pairs of a row and an item of its history.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class ItemTrie:
 
         Where the mask is False there is no child; token and node are then 0. A leaf has no child.
         """
+        # A rectangle as wide as the largest number of children; the mask says what is real.
         begin = self.child_offsets[nodes]
         end = self.child_offsets[nodes + 1]
         width = int((end - begin).max()) if nodes.numel() else 0
@@ -112,6 +113,7 @@ class ItemTrie:
         _check_no_prefix(sorted_ID, order)
         nodes = _number_nodes(sorted_ID)
 
+        # From the order of sorted rows back to the order of items.
         num_children = np.bincount(nodes.edge_parents, minlength=len(nodes.start))
         item_paths = np.empty_like(nodes.paths)
         item_paths[order] = nodes.paths

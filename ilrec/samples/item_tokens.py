@@ -39,6 +39,7 @@ def tokenize_items(
     A text that spells a special token is split like any other text.
     """
     path = CACHE / f"title-tokens-{_key(tokenizer, text_of, num_items)}.arrow"
+    # A file of this name is complete, because it gets the name when all of it is written.
     if path.exists():
         return read_ragged(path, MEND)
     try:

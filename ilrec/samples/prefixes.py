@@ -1,8 +1,8 @@
 """One sample per prefix of a history, for training (`supervision: last_item`) and for ranking.
 
-The user who had items 3, 7 and 5 gives the samples 3 -> 7 and 3, 7 -> 5. No sample is stored: which
-one has which number is arithmetic on the lengths of the sequences, and a sample is rendered when it
-is asked for.
+The training sequence 3, 7, 5 gives the samples 3 -> 7 and 3, 7 -> 5. No sample is stored: which one
+has which number is arithmetic on the lengths of the sequences, and a sample is rendered when it is
+asked for.
 
 Shapes: E interactions in the flat array of all users, U users of one block, S samples.
 """

@@ -102,6 +102,7 @@ class RecommendationTask:
             f"{path}: item {first!r} is {learned[first]} there and {list(ids[first])} in "
             f"{self.config.data} ({len(moved)} of {len(shared)} items differ)"
         )
+        # With the same catalogue there is no doubt that the tokens mean something else now.
         if ids.keys() == learned.keys():
             raise InputError(
                 f"{fault}: the model has learned other tokens for these items; train with "
@@ -123,6 +124,7 @@ def load_task(config: DataConfig) -> RecommendationTask:
             )
         return RecommendationTask(config, dataset, TitlePrompt(dataset.titles, wording), None)
 
+    # The index beside the data is the default. Ranking names the one beside the model.
     path = Path(config.semantic_ids) if config.semantic_ids else _index_file(config.data)
     as_read = read_semantic_ids(path, dataset.item_ids)
     semantic_ids = resolve_collisions(as_read)

@@ -29,6 +29,8 @@ def inside_text(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return tokenizer
+    # The tokenizer is rewritten in its own description, tokenizer.json, because its parts cannot
+    # be changed one by one.
     state = json.loads(backend.to_str())
     inside = dict(state)
     for part in ("normalizer", "pre_tokenizer"):

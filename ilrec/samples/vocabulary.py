@@ -28,6 +28,7 @@ def add_codes(tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]) -> int:
     vocabulary = tokenizer.get_vocab()
     new = [code for code in codes if code not in vocabulary]
     if new:
+        # First, so that no new token gets the number of an old one.
         _fill_holes(tokenizer)
         tokenizer.add_tokens([_code_token(code) for code in new])
     return len(new)

@@ -3,8 +3,9 @@ the items before it.
 
 So a user's history is encoded once, and not once for each of its prefixes. A sequence that is too
 long for one sample is cut into windows that overlap by half. Each item is a target once, with up to
-max_history_items before it, and with at least half a window of them. What a target sees is token
-for token what ranking would show for the same history (`SampleBuilder.prompt_ids`).
+max_history_items before it. From the second window on, half a window of items comes before the
+first target, or fewer if longer items would not fit. What a target sees is token for token what
+ranking would show for the same history (`SampleBuilder.prompt_ids`).
 
 The token budget of a window: SampleBuilder.tokens_before counts for each item its tokens and the
 separator after it. Every item of a window is followed by the separator except the last, which is
