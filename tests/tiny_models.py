@@ -43,7 +43,7 @@ def batch(num: int = 4) -> dict:
 
 def arguments(output_dir, **fields) -> TrainingArguments:
     """20 steps of batches of 4 on the CPU, without saving, unless `fields` say otherwise."""
-    defaults = {
+    defaults: dict = {
         "per_device_train_batch_size": 4,
         "max_steps": 20,
         "learning_rate": 1e-3,

@@ -41,7 +41,7 @@ def test_padding_changes_nothing(model: SASRec):
 
 def test_probabilities_sum_to_one_and_ignore_dropout(model: SASRec):
     model.train()
-    histories = [np.array([1, 2]), [5], []]
+    histories: list = [np.array([1, 2]), [5], []]
     first = model.item_probabilities(histories)
     assert first.shape == (3, NUM_ITEMS)
     assert first.dtype == torch.float32

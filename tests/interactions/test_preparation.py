@@ -75,7 +75,7 @@ def test_filters_that_leave_users_without_three_items(name: str, value: int, lea
     """A user's last item is for the test and the one before it for validation. Fewer than three
     leave none to train on."""
     with pytest.raises(InputError, match=f"^{name}: expected {least} or more, got {value}$"):
-        Filters(**{name: value})
+        Filters(**{name: value})  # type: ignore[arg-type]
 
 
 def test_numbers_do_not_depend_on_the_order_of_the_file():
