@@ -49,7 +49,7 @@ def sentencepiece(special: list[str], prepend: bool) -> Tokenizer:
 
     prepend: there is a space before every text.
     """
-    settings = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    settings: dict = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
     normalizer = normalizers.Replace(" ", "▁")
     if prepend:
         normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizer])
