@@ -75,7 +75,8 @@ def _train_epochs(
     # The learning rate falls to 0 over all epochs, also if training stops early.
     num_steps = config.num_epochs * math.ceil(len(windows_WT) / config.batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
-    best_ndcg, best_epoch, best_state = -1.0, 0, {}
+    best_ndcg, best_epoch = -1.0, 0
+    best_state: dict[str, Tensor] = {}
     started = time.monotonic()
     for epoch in range(1, config.num_epochs + 1):
         loss = _train_epoch(model, optimizer, schedule, windows_WT)

@@ -102,7 +102,9 @@ def cut_windows(
         begin_A = np.maximum(begin_A + 1, end_A - num_context_A)
         first_A = end_A
         goes_on_A = first_A < stop_A
-        user_A, begin_A, first_A = user_A[goes_on_A], begin_A[goes_on_A], first_A[goes_on_A]
+        user_A = user_A[goes_on_A]
+        begin_A = begin_A[goes_on_A]
+        first_A = first_A[goes_on_A]
 
     windows_W4 = np.concatenate(rounds)
     return windows_W4[np.argsort(windows_W4[:, 0], kind="stable")]

@@ -155,7 +155,8 @@ def test_ranking_shows_what_training_showed(with_bos: bool):
     """The tokens before each target of a window are the prompt of the history in the window, and
     the tokens learnt there are the response."""
     builder = make_builder(every_item=True, with_bos=with_bos)
-    items, begin, first, end = np.array([3, 0, 1, 2, 1, 3]), 1, 3, 6
+    items = np.array([3, 0, 1, 2, 1, 3])
+    begin, first, end = 1, 3, 6
     window = builder.window(items, begin, first, end)
     num_learnt = 0
     for place in range(first, end):
