@@ -2,7 +2,7 @@
 best validation counts. The command line is tools/train_sasrec.py.
 
 Shapes: B batch, T positions, W windows, D hidden size, I items, P positions with a target, S pairs
-    of a position and an item seen before it.
+    of a position and an item seen before it, U users.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from ilrec.collaborative.sasrec import (
 )
 from ilrec.config.sections import SASRecConfig
 from ilrec.errors import InputError
-from ilrec.ranking.candidates import choose_candidates, first_repeat
+from ilrec.ranking.candidates import choose_candidates, first_repeat, rank_by_scores
+from ilrec.ranking.metrics import ranking_metrics
 
-# Users of one validation batch. Its scores take this many times the catalogue.
-VALIDATION_BATCH_SIZE = 512
 VALIDATION_CUTOFF = 10
 
 
@@ -180,16 +179,14 @@ def _candidates(sequences: Sequences, wanted: str) -> str:
 
 def _ndcg(model: SASRec, histories: Sequences, targets: Sequence[int] | np.ndarray) -> float:
     """NDCG@10 against the full catalogue. A tie counts against the target."""
-    gain = 0.0
-    for begin in range(0, len(histories), VALIDATION_BATCH_SIZE):
-        users = slice(begin, begin + VALIDATION_BATCH_SIZE)
-        scores_BI = model.item_probabilities(histories[users]).cpu()
-        own_B1 = scores_BI.gather(1, torch.as_tensor(targets[users])[:, None])
-        # The target counts too, so that the best rank is 1.
-        ranks_B = (scores_BI >= own_B1).sum(dim=1)
-        ranks_within = ranks_B[ranks_B <= VALIDATION_CUTOFF]
-        gain += (1 / torch.log2(ranks_within + 1)).sum().item()
-    return gain / len(histories)
+    # Seen items have probability 0 already if they are no candidates.
+    ranks_U = rank_by_scores(
+        histories,
+        np.asarray(targets),
+        lambda batch: model.item_probabilities(batch).cpu(),
+        candidates="all",
+    )
+    return ranking_metrics(ranks_U, (VALIDATION_CUTOFF,))[f"ndcg@{VALIDATION_CUTOFF}"]
 
 
 def _windows(sequences: Sequences, max_history_items: int) -> Tensor:
