@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -135,13 +134,3 @@ def optional_file(directory: Path, name: str, suffix: str) -> Path | None:
             f"{', '.join(p.name for p in found)}; keep one, or rename the right one {name}.{suffix}"
         )
     return found[0] if found else None
-
-
-def fingerprint_of(paths: Iterable[Path], *parts: object) -> str:
-    """SHA-256 of the files' bytes and of the further parts."""
-    digest = hashlib.sha256(repr(parts).encode())
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -24,9 +24,10 @@ import pyarrow as pa
 
 from ilrec.config.settings import KINDS
 from ilrec.errors import InputError
+from ilrec.files.digests import fingerprint_of
 from ilrec.files.outputs import check_new, write_text
 from ilrec.files.reading import read_json
-from ilrec.interactions.dataset import InteractionDataset, fingerprint_of
+from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
 
 USERS, ITEMS, MANIFEST = "users.arrow", "items.arrow", "dataset.json"

@@ -6,14 +6,13 @@ Equal shapes prove nothing: two catalogues may have one size, and one catalogue 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
+
+from ilrec.files.digests import blocks_digest
 
 
 def numbering_digest(names: Iterable[str]) -> str:
     """SHA-256 of the names, of items or of users, in their order."""
-    digest = hashlib.sha256()
-    for name in names:
-        encoded = name.encode()
-        digest.update(b"%d:%b" % (len(encoded), encoded))  # the length keeps ab, c apart from a, bc
-    return digest.hexdigest()
+    encoded = (name.encode() for name in names)
+    # The length keeps the names `ab`, `c` apart from `a`, `bc`.
+    return blocks_digest(b"%d:%b" % (len(name), name) for name in encoded)

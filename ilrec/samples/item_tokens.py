@@ -7,7 +7,6 @@ either changes, the name does.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedTokenizerBase
 
+from ilrec.files.digests import blocks_digest
 from ilrec.interactions.prepared import read_ragged, write_ragged
 from ilrec.interactions.ragged import Ragged
 
@@ -80,7 +80,10 @@ def _key(tokenizer: PreTrainedTokenizerBase, text_of: Callable[[int], str], num_
         if backend is not None
         else f"{tokenizer!r}{sorted(tokenizer.get_vocab().items())}"
     )
-    digest = hashlib.sha256(whole.encode())
-    for texts in _texts(text_of, num_items):
-        digest.update("\0".join([*texts, ""]).encode())
-    return digest.hexdigest()[:32]
+
+    def blocks() -> Iterator[bytes]:
+        yield whole.encode()
+        for texts in _texts(text_of, num_items):
+            yield "\0".join([*texts, ""]).encode()
+
+    return blocks_digest(blocks())[:32]

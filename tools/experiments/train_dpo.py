@@ -33,11 +33,11 @@ from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import load_config, parse_overrides
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
+from ilrec.model.loading import load_tokenizer
 from ilrec.processes import run_entry
 from ilrec.samples.collators import TrainingCollator
 from ilrec.samples.prefixes import IGNORE_INDEX, SampleBuilder, TrainingSamples
 from ilrec.samples.task import load_task
-from ilrec.train import load_tokenizer
 from ilrec.training.checkpoints import set_aside
 from ilrec.training.identity import run_identity
 from ilrec.training.setup import (
