@@ -7,4 +7,4 @@ field, what was expected, and how to mend it.
 
 
 class InputError(ValueError):
-    """Something that the user can mend. The message must be complete: the user sees nothing else."""
+    """Something that the user can mend. The user sees its text and nothing else."""
