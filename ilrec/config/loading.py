@@ -44,7 +44,7 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> TrainC
     given |= {name: (value, "command line") for name, value in overrides.items()}
 
     # Fields are flat for the user and in sections for the code. Each goes to its own section.
-    section_of = {}
+    section_of: dict[str, str] = {}
     for section, cls in SECTIONS.items():
         section_of |= {field.name: section for field in dataclasses.fields(cls)}
     of_section: dict[str, dict[str, tuple[Any, str]]] = {section: {} for section in SECTIONS}

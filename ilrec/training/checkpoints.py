@@ -171,17 +171,15 @@ def full_disk_reported(output_dir: str | Path) -> Iterator[None]:
         if not _is_full_disk(error):
             raise
         complete = [
-            path.name
-            for path in list_checkpoints(Path(output_dir))
-            if (path / MANIFEST).exists()
+            path.name for path in list_checkpoints(Path(output_dir)) if (path / MANIFEST).exists()
         ]
         kept = f"{complete[0]} is intact" if complete else "there is no earlier one"
         free_mb = shutil.disk_usage(output_dir).free / 1e6
         raise InputError(
             f"{output_dir}: no space left on the disk (or over quota) while a checkpoint was "
-            f"written, as far as can be told ({_last_line(error)}; {free_mb:,.1f} MB free); {kept}. "
-            f"Free some space ({STAGING} in it may be deleted) or lower save_total_limit, and give "
-            "the same command again"
+            f"written, as far as can be told ({_last_line(error)}; {free_mb:,.1f} MB free); "
+            f"{kept}. Free some space ({STAGING} in it may be deleted) or lower save_total_limit, "
+            "and give the same command again"
         ) from None
 
 

@@ -95,7 +95,7 @@ def run_identity(
     world_size: int,
     variant: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{name: value}, as a manifest records it. Of a value {"path", "sha256"} only the digest counts.
+    """{name: value}, as a manifest records it. Of {"path", "sha256"} only the digest counts.
 
     Every rank calls it; the contents of files are those that rank 0 reads. variant: what else
     decides the result if a program other than ilrec/train.py trains. Raises InputError if something
@@ -166,7 +166,7 @@ def model_digest(directory: Path, stem: str = "model") -> str:
     # Fails for weights that are not in safetensors, or in a dtype that is not merged.
     with contextlib.suppress(InputError):
         return weights_fingerprint(directory, stem)
-    files = []
+    files: list[Path] = []
     for pattern in ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin"):
         files += directory.glob(pattern)
     digests = [(file.name, file_fingerprint(file)) for file in sorted(files)]

@@ -1,6 +1,6 @@
 """metrics.jsonl in a run directory, one JSON object a line: training writes it, reports read it.
 
-    {"step": 10, "loss": 2.31, "grad_norm": 0.84, ..., "loss/preference": 2.29, ...}
+{"step": 10, "loss": 2.31, "grad_norm": 0.84, ..., "loss/preference": 2.29, ...}
 """
 
 from __future__ import annotations

@@ -38,17 +38,15 @@ from ilrec.processes import run_entry
 from ilrec.samples.collators import TrainingCollator
 from ilrec.samples.prefixes import IGNORE_INDEX, SampleBuilder, TrainingSamples
 from ilrec.samples.task import load_task
-from ilrec.training.checkpoints import set_aside
 from ilrec.training.identity import run_identity
+from ilrec.training.recorded_base import base_facts
+from ilrec.training.run_directory import save_final, set_aside, write_run_directory
 from ilrec.training.setup import (
     add_tokens,
-    base_facts,
     find_source,
     load_model,
     places_read,
-    save_final,
     training_arguments,
-    write_run_directory,
 )
 from ilrec.training.trainer import RunDirectory
 
