@@ -8,9 +8,9 @@ from ilrec.ranking.candidates import (
     choose_candidates,
     drop_history_from_lists,
     drop_history_from_scores,
-    rank_by_scores,
+    target_ranks_by_scores,
 )
-from ilrec.ranking.metrics import NOT_RANKED, ranks_from_lists
+from ilrec.ranking.metrics import NOT_RANKED, target_ranks_from_lists
 
 HISTORIES = [np.array([0, 2]), np.array([], dtype=np.int32), np.array([3])]
 
@@ -30,13 +30,17 @@ def test_lists_and_scores_agree():
     kept = drop_history_from_lists(items, HISTORIES)
     assert kept.tolist() == [[-1, -1, 3, 1], [0, 2, 3, 1], [0, 2, -1, 1]]
     targets = np.array([1, 1, 2])
-    by_lists = ranks_from_lists(kept, scores.gather(1, items), torch.from_numpy(targets))
+    by_lists = target_ranks_from_lists(kept, scores.gather(1, items), torch.from_numpy(targets))
     assert (
         by_lists.tolist()
-        == rank_by_scores(HISTORIES, targets, lambda histories: scores, "unseen").tolist()
+        == target_ranks_by_scores(HISTORIES, targets, lambda histories: scores, "unseen").tolist()
         == [2, 4, 2]
     )
-    assert rank_by_scores(HISTORIES, targets, lambda histories: scores, "all").tolist() == [4, 4, 2]
+    assert target_ranks_by_scores(HISTORIES, targets, lambda histories: scores, "all").tolist() == [
+        4,
+        4,
+        2,
+    ]
 
 
 def test_the_callers_scores_are_left_alone():
@@ -52,6 +56,6 @@ def test_the_callers_scores_are_left_alone():
 
 def test_a_target_of_the_history_is_a_miss():
     kept = drop_history_from_lists(torch.tensor([[3, 1]]), [[3]])
-    assert ranks_from_lists(kept, torch.tensor([[0.9, 0.1]]), torch.tensor([3])).tolist() == [
-        NOT_RANKED
-    ]
+    assert target_ranks_from_lists(
+        kept, torch.tensor([[0.9, 0.1]]), torch.tensor([3])
+    ).tolist() == [NOT_RANKED]

@@ -3,14 +3,19 @@
 import pytest
 import torch
 
-from ilrec.ranking.metrics import NOT_RANKED, ranking_metrics, ranks_from_lists, ranks_from_scores
+from ilrec.ranking.metrics import (
+    NOT_RANKED,
+    ranking_metrics,
+    target_ranks_from_lists,
+    target_ranks_from_scores,
+)
 
 
 def test_ranks_from_scores_count_ties_against_the_target():
     """Row 0: .9 and .5 are above .3: rank 3. Row 1: all tied: rank 4 of 4. Row 2: the best: rank
     1."""
     scores = torch.tensor([[0.9, 0.3, 0.5, 0.1], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 2.0]])
-    assert ranks_from_scores(scores, torch.tensor([1, 2, 3])).tolist() == [3, 4, 1]
+    assert target_ranks_from_scores(scores, torch.tensor([1, 2, 3])).tolist() == [3, 4, 1]
 
 
 def test_ranks_from_lists():
@@ -20,7 +25,7 @@ def test_ranks_from_lists():
     scores = torch.tensor(
         [[-1.0, -2, -3], [-1, -1, -3], [-1, -2, -3], [-1, -torch.inf, -torch.inf]]
     )
-    assert ranks_from_lists(items, scores, torch.tensor([7, 4, 9, 7])).tolist() == [
+    assert target_ranks_from_lists(items, scores, torch.tensor([7, 4, 9, 7])).tolist() == [
         2,
         2,
         NOT_RANKED,
@@ -50,4 +55,4 @@ def test_metrics_by_hand():
 
 def test_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
-        ranks_from_scores(torch.tensor([[float("nan"), 1.0]]), torch.tensor([0]))
+        target_ranks_from_scores(torch.tensor([[float("nan"), 1.0]]), torch.tensor([0]))
