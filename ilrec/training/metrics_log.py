@@ -1,6 +1,8 @@
 """metrics.jsonl in a run directory, one JSON object a line: training writes it, reports read it.
 
-{"step": 10, "loss": 2.31, "grad_norm": 0.84, ..., "loss/preference": 2.29, ...}
+    {"step": 2, "loss": 5.967827796936035, "grad_norm": 4.455185413360596, "learning_rate": 0.0001,
+     "loss/preference": 5.967827796936035, "loss/distillation": 0.0, "loss/reward": 0.0,
+     "negatives/per_token": 251.90625, "negatives/rows_without": 0.0, "epoch": 0.3333333333333333}
 """
 
 from __future__ import annotations
