@@ -1,5 +1,5 @@
-"""Settings from defaults, recipe and command line: precedence, types, and one clear message for each
-kind of mistake."""
+"""Settings from defaults, recipe and command line: precedence, types, and one clear message for
+each kind of mistake."""
 
 import tempfile
 from pathlib import Path
