@@ -1,4 +1,4 @@
-"""The targets' ranks and the metrics, against cases worked by hand. Ties and absent targets, too."""
+"""The targets' ranks and the metrics, against cases worked by hand, ties and absent targets too."""
 
 import pytest
 import torch
