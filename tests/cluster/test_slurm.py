@@ -1,7 +1,7 @@
 """The SLURM templates on a real SLURM of three nodes on this machine, in jobs of two.
 
-Each node has its own network namespace. So a master's address of localhost fails here as it would on
-a cluster. Needs root and Debian's packages, which start.sh installs: `make test-cluster`.
+Each node has its own network namespace. So a master's address of localhost fails here as it would
+on a cluster. Needs root and Debian's packages, which start.sh installs: `make test-cluster`.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def stress(
         finish(words)
         assert_same_run(run, whole)
         print(
-            f"{run.name}: {mine} kills, {STEPS} steps, each once, and the weights: equal to the bit",
+            f"{run.name}: {mine} kills, {STEPS} steps, each once; they and the weights are equal "
+            "to the bit",
             flush=True,
         )
     return report

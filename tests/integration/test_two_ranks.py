@@ -1,5 +1,5 @@
-"""Real launches of two ranks (deepspeed, torchrun): ZeRO-3 against one process, LoRA with new tokens
-from training to ranking, bad input."""
+"""Real launches of two ranks (deepspeed, torchrun): ZeRO-3 against one process, LoRA with new
+tokens from training to ranking, bad input."""
 
 import json
 import shutil
@@ -19,7 +19,8 @@ from ilrec.train import train
 
 pytestmark = pytest.mark.launch
 COMMON = flags(num_readout_layers=2, logging_steps=1, lora_dropout=0, lora_rank=4)
-# Less than one epoch: at its end accelerate repeats samples, so that all ranks have the same number.
+# Less than one epoch. At its end accelerate repeats samples, so that all ranks have the same
+# number.
 STEPS = flags(max_steps=5, save_steps=3, learning_rate=2e-3)
 ZERO3 = flags(ds_config="ds_configs/zero3_cpu.json")
 STAGE1 = flags(config="ilrec/recipes/stage1.yaml")
