@@ -299,9 +299,7 @@ def main(argv: list[str]) -> None:
     if rank() != 0:
         return
 
-    # The protocol is written beside the metrics: numbers of two protocols must not be compared.
-    cutoffs = tuple(k for k in CUTOFFS if k <= arguments.num_beams)
-    metrics = ranking_metrics(target_ranks, cutoffs)
+    # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
     protocol = {
         "catalogue": "full ranking",
         "split": arguments.split,
@@ -315,11 +313,19 @@ def main(argv: list[str]) -> None:
         "score_dtype": "float32",
         **task.dataset.numbering(users),
     }
+    name = Path(arguments.model).parent.name or arguments.model
+    _report(name, output, protocol, target_ranks)
+
+
+def _report(name: str, output: Path, protocol: dict, target_ranks: Tensor) -> None:
+    """Write the files and print the table."""
+    # A list of num_beams items says nothing about a larger K.
+    cutoffs = tuple(k for k in CUTOFFS if k <= protocol["num_beams"])
+    metrics = ranking_metrics(target_ranks, cutoffs)
     try:
         write_ranking(output, metrics, protocol, target_ranks)
     finally:
         # The table is printed even if the files cannot be written: the work must not be lost.
-        name = Path(arguments.model).parent.name or arguments.model
         print(format_table({name: metrics}, tuple(metrics)), flush=True)
 
 

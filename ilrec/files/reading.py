@@ -17,6 +17,7 @@ def read_text(path: str | Path, mend: str = "") -> str:
     Raises InputError if it cannot be read. mend: what the user can do if the file is missing.
     """
     try:
+        # This encoding drops the mark that some editors put at the beginning of a file.
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         advice = f"; {mend}" if mend else ""

@@ -84,6 +84,7 @@ def find_checkpoint(output_dir: str | Path, resume: str, identity: Mapping[str, 
     """
     if resume == "never":
         return None
+    # Newest first, and each is read whole: the first one without a fault is the answer.
     for checkpoint in agreed(lambda: _candidates(Path(output_dir), resume, identity)):
         fault = find_fault(checkpoint)
         if not fault:

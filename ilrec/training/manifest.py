@@ -22,6 +22,7 @@ from ilrec.files.reading import read_json
 from ilrec.processes import rank, world_size
 from ilrec.training.together import agreed, shared_work
 
+# It is the last file that is written. A directory that has it was written completely.
 MANIFEST = "manifest.json"
 # The two ways out for a user whose run directory holds another run.
 ANEW = (
@@ -39,10 +40,12 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
     names = sorted(
         str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
     )
+    # Hashing reads every byte again, and checkpoints are large. So each rank hashes a share.
     files = shared_work(names, lambda name: _flushed_entry(directory / name))
     if rank() == 0:
         content = {**facts, "world_size": world_size(), "files": files}
         write_text(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+        # A file's bytes are of no use after a power failure if the name of the file is lost.
         for folder in {(directory / name).parent for name in names} | {directory}:
             flush_folder(folder)
 
@@ -62,6 +65,7 @@ def find_fault(checkpoint: Path) -> str:
 
     Every rank calls it, reads its share of the files, and gets the same answer.
     """
+    # All ranks take rank 0's list of files, because they are going to divide it.
     fault, expected = agreed(lambda: _read_files(checkpoint))
     if fault:
         return fault
@@ -129,6 +133,7 @@ def _read_files(checkpoint: Path) -> tuple[str, dict[str, tuple[int, str]]]:
 def _file_fault(path: Path, size: int, digest: str) -> str:
     if not path.is_file():
         return "is missing"
+    # The size costs nothing to compare. Most damaged files are cut short.
     found = path.stat().st_size
     if found != size:
         return f"has {found:,} bytes, expected {size:,}"

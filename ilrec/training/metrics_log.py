@@ -1,5 +1,7 @@
 """metrics.jsonl in a run directory, one JSON object a line: training writes it, reports read it.
 
+A line of stage1, here in three:
+
     {"step": 2, "loss": 5.967827796936035, "grad_norm": 4.455185413360596, "learning_rate": 0.0001,
      "loss/preference": 5.967827796936035, "loss/distillation": 0.0, "loss/reward": 0.0,
      "negatives/per_token": 251.90625, "negatives/rows_without": 0.0, "epoch": 0.3333333333333333}
@@ -19,6 +21,7 @@ METRICS_LOG = "metrics.jsonl"
 
 
 def append_line(run: str | Path, step: int, logs: Mapping[str, Any]) -> None:
+    # The file is closed after each line, so that a run that is killed loses one line at most.
     with open(Path(run) / METRICS_LOG, "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **logs}) + "\n")
 

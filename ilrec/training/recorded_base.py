@@ -20,6 +20,7 @@ def base_facts(source: ModelSource) -> dict[str, Any]:
     Empty if the base is not in safetensors. Every rank calls it and gets what rank 0 has read.
     """
 
+    # A fingerprint takes about 1 KiB of each tensor, so one rank reads it for all.
     def read() -> dict[str, Any]:
         with contextlib.suppress(InputError):
             weights = weights_fingerprint(local_directory(source.base))
@@ -56,6 +57,7 @@ def require_base(checkpoint: str | Path, base: Mapping[str, Any]) -> None:
     base: base_facts of this run. A base in the run's own directory (from scratch, from GGUF) may
     have been made again, by another version of a library that draws other weights.
     """
+    # A base that is not in safetensors has no fingerprint, and cannot be compared.
     recorded = read_recorded(Path(checkpoint), "base")
     if recorded and base and recorded["weights"] != base["weights"]:
         raise InputError(

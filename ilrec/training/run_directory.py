@@ -61,6 +61,8 @@ class RunLock:
     def __init__(self, output_dir: str | Path) -> None:
         """Raises InputError, which names the holder, if another process has the lock."""
         Path(output_dir).mkdir(parents=True, exist_ok=True)
+        # The kernel's lock on the file counts, not that the file exists. So a run that was killed
+        # leaves nothing to clean up.
         self._file = open(Path(output_dir) / LOCK, "a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -73,9 +73,11 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         report_to=[],
+        # Batches hold more than the model's forward names: sample numbers and rewards.
         remove_unused_columns=False,
         prediction_loss_only=True,
         label_names=["labels"],
+        # The loss is a mean over the supervised tokens of the whole step, on all ranks.
         average_tokens_across_devices=True,
     )
 
@@ -104,6 +106,7 @@ def find_source(
         check_source(source)
         task.check_learned_index(Path(source.tokenizer) / ITEM_INDEX)
         return source
+    # One process writes it; the others wait, and then read what it has written.
     directory = Path(config.training.output_dir) / "base"
     texts = (task.prompt.item_text(item) for item in range(task.dataset.num_items))
     with arguments.main_process_first(local=False), zero3.unsharded(arguments):

@@ -54,8 +54,8 @@ def test_killed_at_any_time_and_while_saving_goes_on_to_the_bit(data, base, tmp_
     assert_same_run(run, tmp_path / "whole")
 
 
-# Slow, because tests/cluster shows that a preempted job loses and repeats no step. This one compares
-# to the bit, under ZeRO-2 and torchrun.
+# Slow, because tests/cluster shows that a preempted job loses and repeats no step. This one
+# compares to the bit, under ZeRO-2 and torchrun.
 @pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_goes_on_to_the_bit(data, base, tmp_path):
     """stage1, ZeRO-2. torchrun passes SIGTERM on to its ranks; the deepspeed command does not. They
