@@ -25,7 +25,7 @@ from ilrec.training.together import agreed, shared_work
 # It is the last file that is written. A directory that has it was written completely.
 MANIFEST = "manifest.json"
 # The two ways out for a user whose run directory holds another run.
-ANEW = (
+FOR_A_NEW_RUN = (
     "for a new run give another --output_dir, or --resume never, which moves the earlier run to "
     "OUTPUT_DIR/earlier-N"
 )
@@ -103,14 +103,14 @@ def require_same_run(directory: Path, identity: Mapping[str, Any], is_named: boo
     if differences:
         raise InputError(
             f"{directory} was trained with other settings than these: {'; '.join(differences)}. "
-            f"Put back what it was to go on; {ANEW}"
+            f"Put back what it was to go on; {FOR_A_NEW_RUN}"
         )
 
     if unknown and not is_named:
         names = ", ".join(unknown) if recorded else "what it was trained with"
         raise InputError(
             f"{directory} does not record {names}: an older version wrote it. If you know that "
-            f"nothing has changed, name it to go on: --resume CHECKPOINT; {ANEW}"
+            f"nothing has changed, name it to go on: --resume CHECKPOINT; {FOR_A_NEW_RUN}"
         )
 
 
