@@ -34,7 +34,7 @@ from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.reading import read_interactions
 from ilrec.items.embeddings import write_embeddings
 from ilrec.processes import run_entry
-from ilrec.ranking.candidates import choose_candidates, rank_by_scores
+from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
 
@@ -58,7 +58,7 @@ def measure(
     """`score(histories) -> [B, I]` on every test user against the full catalogue: metrics, protocol
     and ranks, for write_ranking."""
     candidates = choose_candidates("auto", dataset.sequences)
-    ranks = rank_by_scores(*dataset.evaluation("test"), score, candidates)
+    ranks = target_ranks_by_scores(*dataset.evaluation("test"), score, candidates)
     protocol = {
         "catalogue": "full ranking",
         "split": "test",

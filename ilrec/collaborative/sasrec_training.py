@@ -27,7 +27,7 @@ from ilrec.collaborative.sasrec import (
 )
 from ilrec.config.sections import SASRecConfig
 from ilrec.errors import InputError
-from ilrec.ranking.candidates import choose_candidates, first_repeat, rank_by_scores
+from ilrec.ranking.candidates import choose_candidates, first_repeat, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 
 VALIDATION_CUTOFF = 10
@@ -180,7 +180,7 @@ def _candidates(sequences: Sequences, wanted: str) -> str:
 def _ndcg(model: SASRec, histories: Sequences, targets: Sequence[int] | np.ndarray) -> float:
     """NDCG@10 against the full catalogue. A tie counts against the target."""
     # Seen items have probability 0 already if they are no candidates.
-    ranks_U = rank_by_scores(
+    ranks_U = target_ranks_by_scores(
         histories,
         np.asarray(targets),
         lambda batch: model.item_probabilities(batch).cpu(),

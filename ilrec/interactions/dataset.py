@@ -6,7 +6,6 @@ all items before these two are for training (docs/method.md, Task).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 # One item to train on, one for the validation, one for the test.
 MIN_ITEMS_PER_USER = 3
-# Files are hashed in blocks of this many bytes, so that a file larger than memory is fine.
-HASHED_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -164,13 +161,3 @@ def optional_file(directory: Path, name: str, suffix: str) -> Path | None:
             f"keep one, or rename the right one {name}.{suffix}"
         )
     return found[0] if found else None
-
-
-def fingerprint_of(paths: Iterable[Path], *parts: object) -> str:
-    """SHA-256 of the bytes of the files and of the further parts, as hexadecimal text."""
-    digest = hashlib.sha256(repr(parts).encode())
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(HASHED_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ilrec.errors import InputError
+from ilrec.files.digests import fingerprint_of
 from ilrec.files.reading import read_json
 from ilrec.interactions.dataset import (
     InteractionDataset,
     assemble,
-    fingerprint_of,
     optional_file,
     ordered,
 )

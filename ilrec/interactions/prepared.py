@@ -23,6 +23,7 @@ from typing import Any
 
 from ilrec.config.settings import KINDS
 from ilrec.errors import InputError
+from ilrec.files.digests import fingerprint_of
 from ilrec.files.outputs import check_new, write_text
 from ilrec.files.reading import read_json
 from ilrec.interactions.arrow_files import (
@@ -33,7 +34,7 @@ from ilrec.interactions.arrow_files import (
     text_column,
     write_table,
 )
-from ilrec.interactions.dataset import InteractionDataset, fingerprint_of
+from ilrec.interactions.dataset import InteractionDataset
 
 USERS, ITEMS, MANIFEST = "users.arrow", "items.arrow", "dataset.json"
 FORMAT = 1

@@ -6,15 +6,13 @@ Equal shapes prove nothing: two catalogues may have the same size, and one catal
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
+
+from ilrec.files.digests import blocks_digest
 
 
 def numbering_digest(names: Iterable[str]) -> str:
     """SHA-256 of the names of items or users in their order, as hexadecimal text."""
-    digest = hashlib.sha256()
-    for name in names:
-        encoded = name.encode()
-        # The length keeps the names "ab", "c" apart from "a", "bc".
-        digest.update(b"%d:%b" % (len(encoded), encoded))
-    return digest.hexdigest()
+    encoded = (name.encode() for name in names)
+    # The length keeps the names "ab", "c" apart from "a", "bc".
+    return blocks_digest(b"%d:%b" % (len(name), name) for name in encoded)

@@ -13,7 +13,7 @@ from ilrec.errors import InputError
 from ilrec.files.reading import read_json
 from ilrec.merging.adapter import CONFIG, Adapter, read_adapter
 from ilrec.merging.plan import text_config
-from ilrec.training.checkpoints import MANIFEST
+from ilrec.training.manifest import MANIFEST
 from ilrec.weights.tensor_files import StoredTensor, read_tensors
 
 NUM_METRICS = 6

@@ -8,7 +8,6 @@ change of either leads to another file and nothing ever has to be invalidated.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedTokenizerBase
 
+from ilrec.files.digests import blocks_digest
 from ilrec.interactions.arrow_files import read_ragged, write_ragged
 from ilrec.interactions.ragged import Ragged
 
@@ -82,13 +82,19 @@ def _texts(text_of: Callable[[int], str], num_items: int) -> Iterator[list[str]]
 
 def _key(tokenizer: PreTrainedTokenizerBase, text_of: Callable[[int], str], num_items: int) -> str:
     """A hash of all that the ids depend on."""
+    return blocks_digest(_hashed_blocks(tokenizer, text_of, num_items))[:32]
+
+
+def _hashed_blocks(
+    tokenizer: PreTrainedTokenizerBase, text_of: Callable[[int], str], num_items: int
+) -> Iterator[bytes]:
+    """The whole tokenizer, and then the texts."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         whole = backend.to_str()
     else:
         whole = f"{tokenizer!r}{sorted(tokenizer.get_vocab().items())}"
-    digest = hashlib.sha256(whole.encode())
+    yield whole.encode()
     for texts in _texts(text_of, num_items):
         # A zero byte ends each text, so that the same characters cut elsewhere give another hash.
-        digest.update("\0".join([*texts, ""]).encode())
-    return digest.hexdigest()[:32]
+        yield "\0".join([*texts, ""]).encode()

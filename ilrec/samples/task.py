@@ -6,7 +6,6 @@ Training and ranking both start here, so that both render users and items in the
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
+from ilrec.files.digests import text_digest
 from ilrec.files.reading import read_json
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.reading import read_interactions
@@ -64,7 +64,7 @@ class RecommendationTask:
     def identity(self) -> dict[str, Any]:
         """The digests of what was read from the paths in the settings: {"path", "sha256"} of
         each."""
-        ids = hashlib.sha256(repr(self.semantic_ids).encode()).hexdigest()
+        ids = text_digest(repr(self.semantic_ids))
         index = self.config.semantic_ids or self.config.data
         return {
             "data": {"path": self.config.data, "sha256": self.dataset.fingerprint},

@@ -3,13 +3,14 @@ merging compare."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ilrec.errors import InputError
+from ilrec.files.digests import blocks_digest
 from ilrec.weights.tensor_files import StoredTensor, read_tensors
 
 # Of each tensor: two fine-tuned versions of a model differ in every matrix, and a file is not read
@@ -23,11 +24,13 @@ NUM_BLOCKS, BLOCK_BYTES = 256, 4096
 def weights_fingerprint(directory: Path, stem: str = "model") -> str:
     """SHA-256 over every tensor's name, dtype, shape and the rows in its middle, about 1 KiB.
     InputError: no safetensors there."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(read_tensors(directory, stem).items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-        digest.update(_sample(tensor))
-    return digest.hexdigest()
+
+    def blocks() -> Iterator[bytes]:
+        for name, tensor in sorted(read_tensors(directory, stem).items()):
+            yield f"{name} {tensor.dtype} {tensor.shape} ".encode()
+            yield _sample(tensor)
+
+    return blocks_digest(blocks())
 
 
 def file_fingerprint(path: Path) -> str:
@@ -38,12 +41,15 @@ def file_fingerprint(path: Path) -> str:
     starts, length = np.zeros(1, dtype=np.int64), size
     if size > NUM_BLOCKS * BLOCK_BYTES:
         starts, length = np.linspace(0, size - BLOCK_BYTES, NUM_BLOCKS, dtype=np.int64), BLOCK_BYTES
-    digest = hashlib.sha256(f"{size} ".encode())
-    with open(path, "rb") as file:
-        for start in starts:
-            file.seek(int(start))
-            digest.update(file.read(length))
-    return digest.hexdigest()
+
+    def blocks() -> Iterator[bytes]:
+        yield f"{size} ".encode()
+        with open(path, "rb") as file:
+            for start in starts:
+                file.seek(int(start))
+                yield file.read(length)
+
+    return blocks_digest(blocks())
 
 
 def _sample(tensor: StoredTensor) -> bytes:

@@ -26,7 +26,7 @@ from ilrec.interactions.prepared import write_prepared
 from ilrec.interactions.reading import read_interactions
 from ilrec.items.semantic_ids import read_semantic_ids
 from ilrec.rank import data_config
-from ilrec.training.zero3 import read_ds_config
+from ilrec.training.ds_config import read_ds_config
 
 ITEMS = [str(item) for item in range(4)]
 INTER = {"u": [0, 1, 2, 3], "v": ["3", "2", "1"]}

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_files import write_json
 
-from ilrec.interactions.dataset import fingerprint_of, ordered
+from ilrec.files.digests import fingerprint_of
+from ilrec.interactions.dataset import ordered
 from ilrec.interactions.ragged import Ragged
 from ilrec.interactions.reading import read_interactions
 
