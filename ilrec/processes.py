@@ -1,5 +1,8 @@
-"""What every command line of ilrec shares: one clear message for bad input, exit codes, and who
-this process is."""
+"""The processes of one program: who this one is, how they find each other, and how each one ends.
+
+Every command line of ilrec starts through run_entry: one clear message for bad input, an exit
+status that launchers understand, and no message from a rank that only lost its peers.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from ilrec.errors import InputError
 
-# Exit status for bad input, as argparse has it; a bug exits with 1 and its traceback.
+# The exit status for bad input, the same as argparse's. A bug exits with 1 and its traceback.
 BAD_INPUT = 2
-# Longer than the launchers take to end the other ranks once one has exited (deepspeed and torchrun
-# poll within a second).
+# Longer than the launchers take to end the other ranks after one has exited: deepspeed and torchrun
+# look within a second.
 LAUNCHER_GRACE_SECONDS = 5
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-# Of an error's text: that it comes from what connects the ranks ...
+# An error comes from the connection between ranks if its text has one of these words.
 FROM_BACKEND = ("gloo", "NCCL", "c10d", "TCPStore", "env:// rendezvous")
-# ... and that the rank at the other end is gone: gloo's and the store's words, and NCCL's
-# ncclRemoteError.
+# And the rank at the other end is gone if it has one of these: the words of gloo and of the store,
+# and NCCL's ncclRemoteError.
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -37,8 +41,7 @@ LOST_PEER = (
     "Connection refused",
     "remote process exit",
 )
-# What to do where ranks do not find together, by what the backend says; last where it says anything
-# else.
+# (words of the backend, what to do) for ranks that do not find each other. The last one fits all.
 RENDEZVOUS_ADVICE = (
     (
         "EADDRINUSE",
@@ -52,10 +55,12 @@ RENDEZVOUS_ADVICE = (
     ),
     (
         "",
-        "All ranks must be started, each with its own RANK, all with one WORLD_SIZE, MASTER_ADDR and "
-        "MASTER_PORT, and must reach that port",
+        "All ranks must be started, each with its own RANK, all with one WORLD_SIZE, MASTER_ADDR "
+        "and MASTER_PORT, and must reach that port",
     ),
 )
+# Libraries whose messages at level INFO would hide those of the run.
+NOISY_LOGGERS = ("httpx", "filelock", "deepspeed", "DeepSpeed")
 PACKAGES = (
     "torch",
     "transformers",
@@ -70,62 +75,77 @@ PACKAGES = (
 
 
 def rank() -> int:
+    """The number of this process: in the process group, or, before there is one, as the launcher
+    set it. 0 for a process on its own."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
+    """How many processes there are: in the process group, or, before there is one, as the launcher
+    set it. 1 for a process on its own."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def run_entry(main: Callable[[list[str]], int | None]) -> None:
-    """Run `main(argv)`, which returns the exit status (None: 0). Bad input: one message, non-zero
-    everywhere. A bug: its traceback."""
+    """Run `main(argv)`, which returns the exit status (None: 0).
+
+    Bad input, a full disk and a lost peer end in one message and a non-zero status on every rank. A
+    bug keeps its traceback.
+    """
+    _start_logging()
+    try:
+        status = main(sys.argv[1:])
+    except InputError as error:
+        if rank() != 0:
+            # If rank 0 has met the same error, it has reported it, and the launcher ends this
+            # process while it waits.
+            time.sleep(LAUNCHER_GRACE_SECONDS)
+        _end_with(str(error))
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        _end_with(f"{error.filename or 'a file'}: no space left on the disk (or over quota)")
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        print(
+            f"error: rank {rank()}: another rank has ended; its message says why, or its exit "
+            f"status if it was killed (noticed here as: {backend_line(error)})",
+            file=sys.stderr,
+            flush=True,
+        )
+        # Not sys.exit: the interpreter's end would wait for the group that has lost a rank.
+        os._exit(1)
+    leave_process_group(status or 0)
+
+
+def _start_logging() -> None:
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.ERROR,
         stream=sys.stderr,
         format="%(asctime)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
     )
-    for noisy in ("httpx", "filelock", "deepspeed", "DeepSpeed"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        status = main(sys.argv[1:])
-    except InputError as error:
-        if rank() != 0:
-            # Where rank 0 met the same error, it has said so and the launcher ends this process
-            # while it waits.
-            time.sleep(LAUNCHER_GRACE_SECONDS)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(BAD_INPUT)
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        print(
-            f"error: {error.filename or 'a file'}: no space left on the disk (or over quota)",
-            file=sys.stderr,
-            flush=True,
-        )
-        sys.exit(BAD_INPUT)
-    except RuntimeError as error:
-        if not _is_lost_peer(error):
-            raise
-        print(
-            f"error: rank {rank()}: another rank has ended; its message says why, or its exit status "
-            f"where it was killed (noticed here as: {backend_line(error)})",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
-    leave_process_group(status or 0)
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _end_with(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(BAD_INPUT)
 
 
 def leave_process_group(status: int = 0) -> None:
-    """The end of a process that a launcher started and that has done its work; nothing for one that
-    runs alone.
+    """End a process that a launcher started and whose work is done.
 
-    Without the interpreter's own end, in which a library's thread now and then aborts the process
-    ("terminate called without an active exception", seen in two of some sixty launches of two
-    ranks), so that the launcher reports a failed run.
+    Does nothing for a process on its own with status 0. Otherwise the process ends here, without
+    the interpreter's own end. In that, a thread of a library now and then aborts the process
+    ("terminate called without an active exception", seen in two of about sixty launches of two
+    ranks), and the launcher reports a failed run.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -139,47 +159,52 @@ def leave_process_group(status: int = 0) -> None:
 
 @contextlib.contextmanager
 def joining_ranks() -> Iterator[None]:
-    """Inside, the process group is started. Where that fails: an InputError with the backend's own
-    words.
+    """Start the process group inside this block.
 
-    NCCL connects ranks in their first collective operation: only after one does the group count as
-    up.
+    If that fails, raises InputError with the backend's own words and advice. NCCL connects the
+    ranks only in their first collective operation. So one is run here, and after it the group
+    counts as started.
     """
     try:
         yield
         if torch.distributed.is_initialized():
-            device = "cuda" if torch.cuda.is_available() else "cpu"  # the process's current GPU
+            # "cuda" is the current GPU of this process.
+            device = "cuda" if torch.cuda.is_available() else "cpu"
             torch.distributed.all_reduce(torch.zeros(1, device=device))
     except (RuntimeError, ValueError) as error:
         if isinstance(error, InputError) or not _is_from_backend(error):
             raise
-        place = ", ".join(
-            f"{name} {os.environ.get(name, '(not set)')}" for name in ("MASTER_ADDR", "MASTER_PORT")
-        )
+        address = os.environ.get("MASTER_ADDR", "(not set)")
+        port = os.environ.get("MASTER_PORT", "(not set)")
         advice = next(advice for text, advice in RENDEZVOUS_ADVICE if text in str(error))
         raise InputError(
-            f"rank {rank()} of {world_size()} could not join the others at {place}: "
-            f"{backend_line(error)}. {advice}"
+            f"rank {rank()} of {world_size()} could not join the others at MASTER_ADDR {address}, "
+            f"MASTER_PORT {port}: {backend_line(error)}. {advice}"
         ) from None
 
 
 def backend_line(error: BaseException) -> str:
-    """The last line of an error's text, where NCCL names the cause; not the C++ frames that may
-    follow."""
+    """The last line of an error's text, where NCCL names the cause. Leaves out the C++ frames that
+    may follow."""
     lines = str(error).partition("Exception raised from")[0].strip().splitlines()
-    return lines[-1].strip().rstrip(".") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1].strip().rstrip(".")
 
 
 def _is_from_backend(error: BaseException) -> bool:
-    named = any(text in str(error) for text in FROM_BACKEND)
-    return named or isinstance(error, torch.distributed.DistError)
+    is_named = any(text in str(error) for text in FROM_BACKEND)
+    return is_named or isinstance(error, torch.distributed.DistError)
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """A collective operation that failed because a rank is gone: the cause is in its message, not
-    here."""
-    lost = any(text in str(error) for text in LOST_PEER)
-    return lost and torch.distributed.is_initialized() and _is_from_backend(error)
+    """Whether a collective operation failed because another rank is gone.
+
+    The cause is then in that rank's message, and this one has nothing to add.
+    """
+    if not torch.distributed.is_initialized():
+        return False
+    return _is_from_backend(error) and any(text in str(error) for text in LOST_PEER)
 
 
 def device_name(device: torch.device) -> str:
@@ -187,16 +212,14 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if cpuinfo.exists()
-        else None
-    )
-    return f"{found[1] if found else platform.machine()} CPU"
+    model = None
+    if cpuinfo.exists():
+        model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+    return f"{model[1] if model else platform.machine()} CPU"
 
 
 def environment(argv: list[str]) -> dict[str, object]:
-    """Versions, commit, world size and command: what a reader needs to run the same again."""
+    """What a reader needs to run the same again: versions, commit, world size, command."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -215,18 +238,11 @@ def environment(argv: list[str]) -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).resolve().parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
+    """The commit of this checkout, with -dirty if files have changed; None outside of git."""
+    folder = str(Path(__file__).resolve().parent)
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
+    return result.stdout.strip()

@@ -1,13 +1,17 @@
 # shellcheck shell=bash
-# Sourced by the job scripts: `launch SCRIPT WORDS...` runs a script of the project on every GPU of the job, once.
+# Sourced by the job scripts: `launch SCRIPT WORDS...` runs a script of the project once on every
+# GPU of the job.
 #
-# One torchrun for each node, started by srun. Not the deepspeed launcher: that one reaches other nodes by ssh or pdsh, past SLURM,
-# which then can neither clean up nor count what runs there, and it hands no signal on. With a fixed node rank and no restarts
-# torchrun does no rendezvous that could go wrong; SLURM restarts.
+# srun starts one torchrun on each node. The deepspeed launcher is not used: it reaches other nodes
+# by ssh or pdsh, past SLURM, which then can neither clean up nor count what runs there; and it
+# passes no signal on. With fixed node ranks and no restarts, torchrun does no rendezvous that could
+# fail. SLURM does the restarts.
 #
-# Stop and go on: SLURM sends USR1 to this script before a time limit or a preemption (--signal=B:USR1@120). It is handed on until
-# the ranks have ended: they finish their step and write a checkpoint. Then the job is put back into the queue, with its number,
-# and --resume auto, the default of ilrec/train.py, goes on. So it is where a node has died. Any other failure is final.
+# Stop and go on: SLURM sends USR1 to this script before a time limit or a preemption
+# (--signal=B:USR1@120). The script passes it on until the ranks have ended: they finish their step
+# and write a checkpoint. Then the job goes back into the queue under its own number, and
+# --resume auto, the default of ilrec/train.py, continues it. The same happens when a node has died.
+# Any other failure is final.
 
 source slurm/site.sh
 
@@ -15,10 +19,12 @@ asked_to_stop=0
 trap 'asked_to_stop=1' USR1
 
 launch() {
-    local port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have different numbers
+    # Jobs that share a node have different numbers, hence different ports.
+    local port=$((20000 + SLURM_JOB_ID % 20000))
     local address status=0
     address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-    # torchrun must outlive USR1, which SLURM gives to every process of a step; the ranks have a handler of their own.
+    # torchrun must survive USR1, which SLURM sends to every process of a step. The ranks have a
+    # handler of their own.
     # shellcheck disable=SC2016 # expanded on each node: torchrun reads its options from PET_... too
     srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c 'trap "" USR1; export PET_NODE_RANK="$SLURM_NODEID"; exec "$@"' node \
         "${CONTAINER[@]}" torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="$RANKS_PER_NODE" \
@@ -31,7 +37,8 @@ launch() {
     exit "$status"
 }
 
-# The exit status of a process, asked to stop if this script is. bash wakes up from wait at USR1, and runs the trap then.
+# Waits for a process and returns its exit status. If this script is asked to stop, it asks the
+# process. At USR1 bash leaves `wait` and runs the trap.
 wait_for() {
     local status
     while true; do
@@ -40,11 +47,12 @@ wait_for() {
         if [ "$asked_to_stop" = 0 ] || ! kill -USR1 "$1" 2>/dev/null; then
             return "$status"
         fi
-        sleep 5 # and again: ranks that are still starting do not listen yet
+        # Ask again later: ranks that are still starting do not listen yet.
+        sleep 5
     done
 }
 
-# A node that has died leaves the others with an error of their own; SLURM notices it minutes later.
+# When a node has died, the others end with an error of their own, minutes before SLURM notices.
 nodes_answer() {
     timeout 60 srun --overlap --ntasks-per-node=1 true
 }

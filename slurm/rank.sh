@@ -1,5 +1,6 @@
 #!/bin/bash
-# Rank every test user against the full catalogue with what stage 2 left: sbatch slurm/rank.sh. From the project's root.
+# Ranks the full catalogue for every test user with the result of stage 2. From the project's root:
+#   sbatch slurm/rank.sh
 # Further words are options of ilrec/rank.py: sbatch slurm/rank.sh --split valid
 #SBATCH --job-name=ilrec-rank
 #SBATCH --nodes=1

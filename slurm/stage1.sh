@@ -1,5 +1,7 @@
 #!/bin/bash
-# Stage 1 on all GPUs of one node, or of more: sbatch --nodes=4 slurm/stage1.sh. From the project's root; what to train is in slurm/site.sh.
+# Stage 1 on all GPUs of one node or of several. slurm/site.sh names the model and the data. From
+# the project's root:
+#   sbatch --nodes=4 slurm/stage1.sh
 # Further words are fields of the recipe: sbatch slurm/stage1.sh --learning_rate 5e-5
 #SBATCH --job-name=ilrec-stage1
 #SBATCH --nodes=1

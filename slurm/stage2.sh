@@ -1,5 +1,6 @@
 #!/bin/bash
-# Stage 2, from what stage 1 left in RUNS/stage1/final: sbatch slurm/stage2.sh, or sbatch --nodes=4 slurm/stage2.sh. From the project's root.
+# Stage 2, which starts from RUNS/stage1/final, on one node or several. From the project's root:
+#   sbatch --nodes=4 slurm/stage2.sh
 # Further words are fields of the recipe: sbatch slurm/stage2.sh --distillation_weight 0.2
 #SBATCH --job-name=ilrec-stage2
 #SBATCH --nodes=1

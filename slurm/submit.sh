@@ -1,6 +1,9 @@
 #!/bin/bash
-# Both stages and the ranking, each after the one before has succeeded; where one fails, those that wait for it are cancelled.
-#   MODEL=... DATA=... RUNS=... slurm/submit.sh [sbatch's options for all three: --nodes=4 ...] [-- fields for both stages: --seed 1 ...]
+# Submits both stages and the ranking. Each job starts when the one before it has succeeded; if one
+# fails, those that wait for it are cancelled.
+#   MODEL=... DATA=... RUNS=... slurm/submit.sh [OPTIONS] [-- FIELDS]
+# OPTIONS are sbatch's, for all three jobs (--nodes=4 ...). FIELDS are for both stages
+# (--seed 1 ...).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +20,8 @@ submit() { # NAME WORDS...: prints the job's number
         after=(--dependency="afterok:$job" --kill-on-invalid-dep=yes)
     fi
     job=$(sbatch --parsable "${after[@]}" "${options[@]}" "slurm/$name.sh" "$@")
-    job=${job%%;*} # a federation adds its cluster's name
+    # In a federation, sbatch adds the name of the cluster.
+    job=${job%%;*}
     echo "$name: job $job"
 }
 

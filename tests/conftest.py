@@ -1,5 +1,5 @@
-"""A tiny world for the tests: 24 items, 30 users, a tiny Llama with a tokenizer, one launch of real
-ranks."""
+"""A small world for the tests: 24 items, 30 users, a tiny Llama with a tokenizer, and commands that
+are launched with real ranks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ import pytest
 import torch
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+# No test may reach for a hub, nor read or fill the user's cache.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 CACHE = tempfile.TemporaryDirectory(prefix="ilrec-tests-")
-os.environ["HF_HOME"] = CACHE.name  # nor read or fill the user's cache
+os.environ["HF_HOME"] = CACHE.name
+# Triton reads this when it is first imported.
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Every run of the tests draws the same cases. Others, and more: --hypothesis-profile fuzz
-# --hypothesis-seed N (docs/log.md).
+# Every run of the tests draws the same cases. Other cases, and more of them, are drawn with
+# --hypothesis-profile fuzz --hypothesis-seed N (docs/log.md).
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=60, database=None
 )
@@ -45,24 +47,24 @@ INIT = {
     "max_position_embeddings": 256,
     "initializer_range": 0.1,
 }
+WORDS = ["red", "blue", "guitar", "string", "amp", "pedal", "stand"]
 
 
 def write_data(directory: Path) -> Path:
-    """LC-Rec files: users walk through the items in steps of their own; titles of one to three
-    words."""
+    """LC-Rec files. Each user walks through the items in steps of one size; titles have one to
+    three words and a number."""
     rng = random.Random(0)
+    items, index = {}, {}
+    for item in range(NUM_ITEMS):
+        words = " ".join(rng.sample(WORDS, 1 + item % 3))
+        items[str(item)] = {"title": f"{words} {item}"}
+        index[str(item)] = [f"<a_{item % 3}>", f"<b_{item // 3 % 4}>", f"<c_{item // 12}>"]
+    users = {}
+    for user in range(NUM_USERS):
+        step, num_steps = 1 + user % 3, 4 + user % 5
+        users[str(user)] = [(user + step * number) % NUM_ITEMS for number in range(num_steps)]
+
     directory.mkdir(parents=True, exist_ok=True)
-    words = ["red", "blue", "guitar", "string", "amp", "pedal", "stand"]
-    items = {
-        str(i): {"title": f"{' '.join(rng.sample(words, 1 + i % 3))} {i}"} for i in range(NUM_ITEMS)
-    }
-    index = {
-        str(i): [f"<a_{i % 3}>", f"<b_{i // 3 % 4}>", f"<c_{i // 12}>"] for i in range(NUM_ITEMS)
-    }
-    users = {
-        str(u): [(u + step * (1 + u % 3)) % NUM_ITEMS for step in range(4 + u % 5)]
-        for u in range(NUM_USERS)
-    }
     for name, content in (("inter", users), ("item", items), ("index", index)):
         (directory / f"tiny.{name}.json").write_text(json.dumps(content))
     return directory
@@ -86,38 +88,41 @@ def base(tmp_path_factory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Launches last: what fails within seconds is known first."""
+    """Launches run last, so that what fails within seconds is known first."""
     items.sort(key=lambda item: item.get_closest_marker("launch") is not None)
-
-
-def mapped_files(process: psutil.Process) -> list:
-    try:
-        return process.memory_maps()
-    except psutil.Error:  # it has ended, or is not ours
-        return []
 
 
 @pytest.fixture(autouse=True)
 def shared_memory() -> Iterator[None]:
-    """DeepSpeed's CPU collectives leave 66 MiB for each rank of a run in /dev/shm: what a test left
-    is removed.
+    """Removes what a test left in /dev/shm: DeepSpeed's CPU collectives leave 66 MiB there for each
+    rank of a run.
 
-    What a process still has open is another run's, which would wait forever without it.
+    What some process still has open belongs to another run, which would wait forever without it.
     """
-
-    def buffers() -> set[Path]:
-        return set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
-
-    before = buffers()
+    before = allreduce_buffers()
     yield
-    left = buffers() - before
+    left = allreduce_buffers() - before
     if left:
-        in_use = {
-            place.path for process in psutil.process_iter() for place in mapped_files(process)
-        }
+        in_use = mapped_paths()
         for path in left:
             if str(path) not in in_use:
                 path.unlink(missing_ok=True)
+
+
+def allreduce_buffers() -> set[Path]:
+    return set(Path("/dev/shm").glob("deepspeed_allreduce_buffer_*"))
+
+
+def mapped_paths() -> set[str]:
+    """The files that are mapped into the memory of some process."""
+    paths: set[str] = set()
+    for process in psutil.process_iter():
+        try:
+            paths |= {mapped.path for mapped in process.memory_maps()}
+        except psutil.Error:
+            # The process has ended, or belongs to someone else.
+            continue
+    return paths
 
 
 def free_port() -> int:
@@ -127,8 +132,10 @@ def free_port() -> int:
 
 
 def launch(*command: str, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command of the project as a user would, from its root. `torchrun`, and 3 s slower
-    `deepspeed`, start two ranks."""
+    """Run a command of the project as a user would, from its root.
+
+    `torchrun` starts two ranks, and so does `deepspeed`, which takes 3 s longer.
+    """
     words, variables = as_user(command, environment)
     return subprocess.run(
         words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout
@@ -145,30 +152,26 @@ def as_user(
     if words[0] == "deepspeed":
         words[1:1] = ["--num_gpus", "2", "--master_port", str(free_port())]
     if words[0] == "torchrun":
-        words[1:1] = [
-            "--nproc_per_node",
-            "2",
-            "--rdzv_backend",
-            "c10d",
-            "--rdzv_endpoint",
-            "localhost:0",
-        ]
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    variables = {
-        **inherited,
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        **environment,
-    }
-    return words, variables
+        # Port 0 lets torchrun find a free one.
+        rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+        words[1:1] = ["--nproc_per_node", "2", *rendezvous]
+
+    # A user does not run Triton's interpreter, and has the environment's programs on the path.
+    variables = dict(os.environ)
+    variables.pop("TRITON_INTERPRET", None)
+    variables["OMP_NUM_THREADS"] = "1"
+    variables["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return words, variables | environment
 
 
 TRITON_BACKENDS = ("row_kernel", "vocab_stream")
 
 
 def backend_called(name: str, monkeypatch) -> str:
-    """What to give to cross_layer_loss. row_kernel: row_slab with its Triton kernel, which on the
-    CPU runs in the interpreter."""
+    """The backend's name for cross_layer_loss.
+
+    row_kernel is row_slab with its Triton kernel, which runs in the interpreter on the CPU.
+    """
     from ilrec.ops import row_slab
 
     if name in TRITON_BACKENDS:
@@ -187,4 +190,5 @@ def backend(request, monkeypatch) -> str:
 
 @pytest.fixture(params=TRITON_BACKENDS)
 def triton_backend(request, monkeypatch) -> str:
+    """Each backend with a Triton kernel."""
     return backend_called(request.param, monkeypatch)

@@ -1,4 +1,4 @@
-"""rank.py: what it reads of a model's directory, what it says, what it leaves where it cannot
+"""rank.py: what it reads from a model's directory, what it reports, and what it leaves if it cannot
 write."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_words import flags
 from conftest import ROOT, launch
 from safetensors.torch import load_file, save_file
 
@@ -19,25 +20,14 @@ from ilrec.errors import InputError
 from ilrec.rank import data_config, main, progress
 from ilrec.train import train
 
+SFT = ROOT / "ilrec/recipes/sft.yaml"
+
 
 @pytest.fixture(scope="module")
 def trained(data, base, tmp_path_factory) -> Path:
     """The final/ of one step of sft: an adapter."""
     run = tmp_path_factory.mktemp("rank") / "run"
-    train(
-        [
-            "--config",
-            str(ROOT / "ilrec/recipes/sft.yaml"),
-            "--data",
-            str(data),
-            "--model",
-            str(base),
-            "--max_steps",
-            "1",
-            "--output_dir",
-            str(run),
-        ]
-    )
+    train(flags(config=SFT, data=data, model=base, max_steps=1, output_dir=run))
     return run / "final"
 
 
@@ -49,8 +39,8 @@ def rank(model: Path, *words: str) -> None:
     "failing",
     ["ilrec.files.outputs.os.replace", "ilrec.ranking.results.np.save", "pathlib.Path.write_text"],
 )
-def test_what_cannot_be_written_is_still_said(trained, tmp_path, monkeypatch, capsys, failing):
-    """The table is printed, one message follows, and the older files stay, both."""
+def test_what_cannot_be_written_is_still_printed(trained, tmp_path, monkeypatch, capsys, failing):
+    """The table is printed, one message follows, and both older files stay."""
     output = tmp_path / "there" / "ranking.json"
     output.parent.mkdir()
     output.write_text("older")
@@ -60,16 +50,13 @@ def test_what_cannot_be_written_is_still_said(trained, tmp_path, monkeypatch, ca
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(failing, full_disk)
-    with pytest.raises(
-        InputError, match=r"ranking\.\w+: could not be written: No space left on device"
-    ):
+    message = r"ranking\.\w+: could not be written: No space left on device"
+    with pytest.raises(InputError, match=message):
         rank(trained, "--output", str(output))
     monkeypatch.undo()
     assert "Hit@5" in capsys.readouterr().out
-    assert {path.name: path.read_text() for path in output.parent.iterdir()} == {
-        "ranking.json": "older",
-        "ranking.npy": "older ranks",
-    }
+    left = {path.name: path.read_text() for path in output.parent.iterdir()}
+    assert left == {"ranking.json": "older", "ranking.npy": "older ranks"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,14 +64,15 @@ def test_the_precision_is_chosen_and_recorded(trained, tmp_path, dtype):
     rank(trained, "--output", str(tmp_path / "r.json"), "--dtype", dtype)
     protocol = json.loads((tmp_path / "r.json").read_text())["protocol"]
     weights = {"auto": "bfloat16" if torch.cuda.is_available() else "float32"}.get(dtype, dtype)
-    assert protocol["dtype"] == weights and protocol["score_dtype"] == "float32"
+    assert protocol["dtype"] == weights
+    assert protocol["score_dtype"] == "float32"
     assert len(np.load(tmp_path / "r.npy")) == protocol["num_users"] == 30
 
 
 @pytest.mark.parametrize(
     ("num_done", "num_mine", "num_users", "expected"),
     [
-        (472, 472, 943, "943 of 943 users, 94.3 users/s, 0 s left"),  # the other rank has 471
+        (472, 472, 943, "943 of 943 users, 94.3 users/s, 0 s left"),  # The other rank has 471.
         (236, 472, 943, "471 of 943 users, 47.1 users/s, 10 s left"),
         (30, 30, 30, "30 of 30 users, 3.0 users/s, 0 s left"),
     ],
@@ -117,105 +105,67 @@ def test_recorded_settings_are_checked(tmp_path, fields, data, message):
 
 
 def test_recorded_settings_are_taken(tmp_path):
-    (tmp_path / "ilrec.yaml").write_text(
-        yaml.safe_dump({"data": "there", "max_length": 77, "beta": 0.1})
-    )
-    assert (
-        data_config(str(tmp_path), None).max_length == 77
-        and data_config(str(tmp_path), None).data == "there"
-    )
+    recorded = {"data": "there", "max_length": 77, "beta": 0.1}
+    (tmp_path / "ilrec.yaml").write_text(yaml.safe_dump(recorded))
+    config = data_config(str(tmp_path), None)
+    assert (config.data, config.max_length) == ("there", 77)
     (tmp_path / "item_index.json").write_text("{}")
     config = data_config(str(tmp_path), "here")
     assert (config.data, config.semantic_ids) == ("here", str(tmp_path / "item_index.json"))
 
 
-def test_a_moved_base_is_mended_in_training_too_and_stays_mended(data, base, trained, tmp_path):
-    """Every entry says --base, and has it; what goes on from there records the new place."""
+def test_a_moved_base_is_named_to_training_too_and_recorded(data, base, trained, tmp_path):
+    """Every program takes --base and names it in its message. What is trained further records the
+    new place."""
     moved, adapter = tmp_path / "moved", tmp_path / "adapter"
     shutil.copytree(base, moved)
     shutil.copytree(trained, adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({**config, "base_model_name_or_path": "/gone/base"})
+    config_file = adapter / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+
+    words = flags(
+        config=ROOT / "ilrec/recipes/stage1.yaml",
+        data=data,
+        model=adapter,
+        max_steps=1,
+        num_readout_layers=2,
+        output_dir=tmp_path / "run",
     )
-    words = [
-        "--config",
-        str(ROOT / "ilrec/recipes/stage1.yaml"),
-        "--data",
-        str(data),
-        "--model",
-        str(adapter),
-        "--max_steps",
-        "1",
-        "--num_readout_layers",
-        "2",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
-    with pytest.raises(
-        InputError, match="no model directory at '/gone/base'; .* name it with --base"
-    ):
+    message = "no model directory at '/gone/base'; .* name it with --base"
+    with pytest.raises(InputError, match=message):
         train(words)
-    with pytest.raises(
-        InputError, match="no model directory at '/gone/base'; .* name it with --base"
-    ):
+    with pytest.raises(InputError, match=message):
         rank(adapter)
+
     train([*words, "--base", str(moved)])
     rank(adapter, "--base", str(moved))
     rank(tmp_path / "run" / "final")
-    assert json.loads((tmp_path / "run/final/adapter_config.json").read_text())[
-        "base_model_name_or_path"
-    ] == str(moved)
+    written = json.loads((tmp_path / "run/final/adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(moved)
 
 
 def test_another_base_is_refused_by_training_and_ranking(data, base, trained, tmp_path):
-    shutil.copytree(base, tmp_path / "other")
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
     weights = {name: tensor + 1 for name, tensor in load_file(base / "model.safetensors").items()}
-    save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        InputError,
-        match="was trained on .*, whose weights are others than those in .*other; name the right base with",
-    ):
-        rank(trained, "--base", str(tmp_path / "other"))
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+
+    message = "was trained on .*, whose weights are others than those in .*other; name the right"
+    with pytest.raises(InputError, match=message):
+        rank(trained, "--base", str(other))
+    words = flags(config=SFT, data=data, base=other, output_dir=tmp_path / "run")
     with pytest.raises(InputError, match="whose weights are others"):
-        train(
-            [
-                "--config",
-                str(ROOT / "ilrec/recipes/sft.yaml"),
-                "--data",
-                str(data),
-                "--model",
-                str(trained),
-                "--base",
-                str(tmp_path / "other"),
-                "--output_dir",
-                str(tmp_path / "run"),
-            ]
-        )
-    with pytest.raises(
-        InputError, match="is for an adapter, and .* is a full model; leave --base out"
-    ):
-        train(
-            [
-                "--config",
-                str(ROOT / "ilrec/recipes/sft.yaml"),
-                "--data",
-                str(data),
-                "--model",
-                str(base),
-                "--base",
-                str(tmp_path / "other"),
-                "--output_dir",
-                str(tmp_path / "run"),
-            ]
-        )
+        train([*words, "--model", str(trained)])
+    message = "is for an adapter, and .* is a full model; leave --base out"
+    with pytest.raises(InputError, match=message):
+        train([*words, "--model", str(base)])
 
 
 @pytest.mark.launch
-def test_two_ranks_end_together_where_the_output_cannot_be_written(trained, tmp_path):
+def test_two_ranks_end_together_if_the_output_cannot_be_written(trained, tmp_path):
     result = launch("torchrun", "ilrec/rank.py", "--model", str(trained), "--output", str(tmp_path))
-    assert result.returncode != 0 and not result.stdout.strip()
-    assert (
-        result.stderr.count("error: ") == 1
-        and f"error: {tmp_path}: cannot be written: it is a directory" in result.stderr
-    )
+    assert result.returncode != 0
+    assert not result.stdout.strip()
+    assert result.stderr.count("error: ") == 1
+    assert f"error: {tmp_path}: cannot be written: it is a directory" in result.stderr

@@ -1,5 +1,5 @@
-"""ilrec/train.py on one process: every recipe, the stages' hand-over, the run directory, resume,
-and what it refuses."""
+"""ilrec/train.py on one process: every recipe, a stage that follows another, the run directory,
+resuming, and what is refused."""
 
 import json
 import shutil
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_words import flags
 from conftest import INIT, NUM_USERS, ROOT
 from safetensors.torch import load_file, save_file
 
 from ilrec import train as train_module
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.config.sections import ModelConfig, SASRecConfig
+from ilrec.config.sections import DataConfig, ModelConfig, SASRecConfig
 from ilrec.errors import InputError
 from ilrec.model.adapters import add_item_tokens, load_adapter
 from ilrec.model.loading import load_base, load_tokenizer
@@ -24,9 +25,9 @@ from ilrec.rank import main as rank_main
 from ilrec.samples.collators import TrainingCollator
 from ilrec.samples.task import load_task
 from ilrec.train import train
-from ilrec.training.checkpoints import MANIFEST
+from ilrec.training.manifest import MANIFEST
 
-FLAGS = {
+SHORT = {
     "max_steps": 3,
     "num_readout_layers": 2,
     "logging_steps": 1,
@@ -36,14 +37,9 @@ FLAGS = {
 
 
 def run(recipe: str, data: Path, output: Path, **fields) -> Path:
-    words = {"data": data, "output_dir": output, **FLAGS, **fields}
-    train(
-        [
-            "--config",
-            str(ROOT / "ilrec" / "recipes" / f"{recipe}.yaml"),
-            *(word for name, value in words.items() for word in (f"--{name}", str(value))),
-        ]
-    )
+    """A short run of a recipe. Returns its final/."""
+    config = ROOT / "ilrec" / "recipes" / f"{recipe}.yaml"
+    train(flags(config=config, data=data, output_dir=output, **{**SHORT, **fields}))
     return output / "final"
 
 
@@ -56,9 +52,8 @@ def logged(directory: Path) -> list[dict]:
 def sasrec(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("filter") / "sasrec"
-    SASRec(24, SASRecConfig(hidden_size=8, num_heads=2)).save(
-        directory, [str(item) for item in range(24)]
-    )
+    filter_ = SASRec(24, SASRecConfig(hidden_size=8, num_heads=2))
+    filter_.save(directory, [str(item) for item in range(24)])
     return directory
 
 
@@ -74,17 +69,17 @@ def test_every_recipe_runs(recipe, data, base, tmp_path, sasrec):
 
 
 def test_negatives_that_continue_an_item(data, base, tmp_path):
-    """Three codes of 3, 4 and 2 values: with the threshold open, all other children of the node, 2,
-    3 and 1, and none at the end."""
     run("stage1", data, tmp_path / "run", model=base, negative_tokens="continuations", alpha=1e-30)
-    assert logged(tmp_path / "run")[0]["negatives/per_token"] == pytest.approx(6 / 4)
-    assert logged(tmp_path / "run")[0]["negatives/rows_without"] == pytest.approx(1 / 4)
+    first = logged(tmp_path / "run")[0]
+    # An item has three codes, of 3, 4 and 2 values, and the end token. The threshold is open, so
+    # all other children of a node are negatives: 2, 3 and 1 of them, and none at the end.
+    assert first["negatives/per_token"] == pytest.approx(6 / 4)
+    assert first["negatives/rows_without"] == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize("item_format", ["semantic_id", "title"])
 def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
-    """The same recipe and reward on windows: as many tokens are learnt per sample as the windows
-    have; ranking follows by itself."""
+    """The same recipe and reward on windows with several targets. Ranking needs no flag for it."""
     final = run(
         "stage1",
         data,
@@ -95,28 +90,19 @@ def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
         supervision="every_item",
         item_format=item_format,
     )
-    assert all(
-        line["loss/reward"] > 0 and line["loss/preference"] > 0 for line in logged(tmp_path / "run")
-    )
-    rank_main(["--model", str(final), "--num_beams", "5"])
+    for line in logged(tmp_path / "run"):
+        assert line["loss/reward"] > 0
+        assert line["loss/preference"] > 0
+
+    rank_main(flags(model=final, num_beams=5))
+    every = np.load(final / "ranking.npy")
+    assert len(every) == NUM_USERS
     assert json.loads((final / "ranking.json").read_text())["protocol"]["num_users"] == NUM_USERS
-    rank_main(
-        [
-            "--model",
-            str(final),
-            "--num_beams",
-            "5",
-            "--num_users",
-            "4",
-            "--output",
-            str(tmp_path / "some.json"),
-        ]
-    )
+
+    # Four users, evenly spread, have the ranks that they have among all.
+    rank_main(flags(model=final, num_beams=5, num_users=4, output=tmp_path / "some.json"))
     step = NUM_USERS // 4
-    assert (
-        np.load(tmp_path / "some.npy").tolist()
-        == np.load(final / "ranking.npy")[: 4 * step : step].tolist()
-    )
+    assert np.load(tmp_path / "some.npy").tolist() == every[: 4 * step : step].tolist()
 
 
 def test_from_scratch_with_all_parameters(data, tmp_path):
@@ -127,70 +113,69 @@ def test_from_scratch_with_all_parameters(data, tmp_path):
 
 def test_titles_as_items(data, base, tmp_path):
     final = run("stage2", data, tmp_path / "titles", model=base, item_format="title")
-    assert (final / "adapter_model.safetensors").exists() and not (
-        final / "item_index.json"
-    ).exists()
+    assert (final / "adapter_model.safetensors").exists()
+    assert not (final / "item_index.json").exists()
 
 
-def test_run_directory_explains_itself(data, base, tmp_path):
-    run("stage1", data, tmp_path / "run", model=base, beta=0.25)
+def test_the_run_directory_explains_itself(data, base, tmp_path):
     directory = tmp_path / "run"
+    run("stage1", data, directory, model=base, beta=0.25)
     assert yaml.safe_load((directory / "config.yaml").read_text())["beta"] == 0.25
     environment = json.loads((directory / "environment.json").read_text())
-    assert (
-        environment["world_size"] == 1
-        and environment["versions"]["torch"]
-        and "--beta" in environment["command"]
-    )
+    assert environment["world_size"] == 1
+    assert environment["versions"]["torch"]
+    assert "--beta" in environment["command"]
     assert list((directory / "tensorboard").glob("events.*"))
     assert json.loads((directory / "checkpoint-3" / MANIFEST).read_text())["step"] == 3
-    assert {"adapter_model.safetensors", "tokenizer.json", "item_index.json", "ilrec.yaml"} <= {
-        p.name for p in (directory / "final").iterdir()
-    }
+    names = {path.name for path in (directory / "final").iterdir()}
+    expected = {"adapter_model.safetensors", "tokenizer.json", "item_index.json", "ilrec.yaml"}
+    assert names >= expected
 
 
 def test_validation_loss_is_measured_on_the_way(data, base, tmp_path):
     run("stage2", data, tmp_path / "run", model=base, eval_strategy="steps", eval_steps=2)
-    lines = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
-    measured = [line for line in lines if "eval_loss" in line]
-    assert [line["step"] for line in measured] == [2, 3] and 0 < measured[0]["eval_loss"] < 20
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    measured = [line for line in map(json.loads, lines) if "eval_loss" in line]
+    assert [line["step"] for line in measured] == [2, 3]
+    assert 0 < measured[0]["eval_loss"] < 20
 
 
-def test_stage2_goes_on_exactly_where_stage1_ended(data, base, tmp_path, monkeypatch):
+def test_stage2_starts_exactly_where_stage1_ended(data, base, tmp_path, monkeypatch):
     """Stage 2's first logged loss is that of stage 1's saved model on the same batch, under stage
     2's objective."""
     stage1 = run("stage1", data, tmp_path / "stage1", model=base, learning_rate=1e-2)
-    seen = []
+    batches = []
     collate = TrainingCollator.__call__
-    monkeypatch.setattr(
-        TrainingCollator,
-        "__call__",
-        lambda self, rows: seen.append(collate(self, rows)) or seen[-1],
-    )
+
+    def remember(self, rows):
+        batches.append(collate(self, rows))
+        return batches[-1]
+
+    monkeypatch.setattr(TrainingCollator, "__call__", remember)
     run("stage2", data, tmp_path / "stage2", model=stage1, gradient_accumulation_steps=1)
+
     source = find_model(str(stage1))
     model = load_base(source, ModelConfig(model=str(stage1)))
     add_item_tokens(model, load_tokenizer(source))
     model = load_adapter(model, source.adapter, is_trainable=False).eval()
-    config, _ = train_module.parse_arguments(["--config", str(tmp_path / "stage2" / "config.yaml")])
+    config, _ = train_module.parse_arguments(flags(config=tmp_path / "stage2" / "config.yaml"))
     attach_objective(model, config.objective, [])
     with torch.no_grad():
-        expected = model(**seen[0]).loss.item()
+        expected = model(**batches[0]).loss.item()
     assert logged(tmp_path / "stage2")[0]["loss"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_resume_takes_the_newest_complete_checkpoint(data, base, tmp_path, caplog):
-    """5 steps at once == 5 steps of which the last are run again from a checkpoint; an incomplete
-    one is passed over."""
+    """5 steps at once are the same as 5 steps of which the last is run again from a checkpoint. An
+    incomplete checkpoint is skipped."""
+    fields = {"model": base, "max_steps": 5, "save_steps": 2, "save_total_limit": 5}
     whole = tmp_path / "whole"
-    run("joint", data, whole, model=base, max_steps=5, save_steps=2, save_total_limit=5)
+    run("joint", data, whole, **fields)
     resumed = tmp_path / "resumed"
     shutil.copytree(whole, resumed)
     (resumed / "checkpoint-5" / MANIFEST).unlink()
     shutil.rmtree(resumed / "final")
-    run("joint", data, resumed, model=base, max_steps=5, save_steps=2, save_total_limit=5)
+    run("joint", data, resumed, **fields)
     assert "checkpoint-5 is incomplete" in caplog.text
     before, after = logged(whole), logged(resumed)
     assert [line["step"] for line in after] == [1, 2, 3, 4, 5]
@@ -202,74 +187,64 @@ def test_a_run_does_not_go_on_with_other_data(data, base, tmp_path):
     run("stage1", mine, tmp_path / "run", model=base)
     content = json.loads((mine / "tiny.inter.json").read_text())
     (mine / "tiny.inter.json").write_text(json.dumps({**content, "0": content["0"][::-1]}))
-    with pytest.raises(
-        InputError,
-        match="checkpoint-3 was trained with other settings than these: data: .*data .sha256 [0-9a-f]{12}",
-    ):
+    message = (
+        "checkpoint-3 was trained with other settings than these: data: .*data .sha256 [0-9a-f]{12}"
+    )
+    with pytest.raises(InputError, match=message):
         run("stage1", mine, tmp_path / "run", model=base)
 
 
 def test_a_run_does_not_go_on_with_other_settings(data, base, tmp_path, caplog):
-    """Refused and left as it is; told to start anew, the earlier run is kept apart, and nothing of
-    it is gone on from."""
+    """It is refused and the directory is left as it is. With --resume never, the earlier run is
+    moved aside and nothing of it is used."""
     directory = tmp_path / "run"
-    first = (
-        run("stage1", data, directory, model=base, beta=0.1) / "adapter_model.safetensors"
-    ).read_bytes()
+    weights = "adapter_model.safetensors"
+    first = (run("stage1", data, directory, model=base, beta=0.1) / weights).read_bytes()
     config = (directory / "config.yaml").read_text()
-    with pytest.raises(
-        InputError,
-        match="checkpoint-3 was trained with other settings than these: beta: 0.1 there, 0.9 now",
-    ):
+    message = "checkpoint-3 was trained with other settings than these: beta: 0.1 there, 0.9 now"
+    with pytest.raises(InputError, match=message):
         run("stage1", data, directory, model=base, beta=0.9)
     assert (directory / "config.yaml").read_text() == config
-    second = (
-        run("stage1", data, directory, model=base, beta=0.9, resume="never")
-        / "adapter_model.safetensors"
-    )
-    assert (
-        (directory / "earlier-1" / "final" / second.name).read_bytes()
-        == first
-        != second.read_bytes()
-    )
-    alone = run("stage1", data, tmp_path / "alone", model=base, beta=0.9) / second.name
-    assert second.read_bytes() == alone.read_bytes()
+
+    final = run("stage1", data, directory, model=base, beta=0.9, resume="never")
+    second = (final / weights).read_bytes()
+    assert (directory / "earlier-1" / "final" / weights).read_bytes() == first
+    assert second != first
+    alone = run("stage1", data, tmp_path / "alone", model=base, beta=0.9)
+    assert second == (alone / weights).read_bytes()
+
+    # The same command once more finds this run's own results.
     run("stage1", data, directory, model=base, beta=0.9)
-    assert "not finished" not in caplog.text and not (directory / ".saving").exists()
+    assert "not finished" not in caplog.text
+    assert not (directory / ".saving").exists()
 
 
 def test_what_may_change_is_obeyed(data, base, tmp_path):
-    """More steps under a schedule that allows them, and other intervals: as asked now, not as the
-    checkpoint remembers."""
+    """More steps under a schedule that allows them, and other intervals: those of this command
+    count, not those that the checkpoint remembers."""
     fields = {"model": base, "lr_scheduler_type": "constant"}
     run("stage1", data, tmp_path / "whole", **fields, max_steps=6)
-    run("stage1", data, tmp_path / "run", **fields, max_steps=2, save_steps=2)
-    run("stage1", data, tmp_path / "run", **fields, max_steps=6, save_steps=3, logging_steps=2)
-    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {
-        "checkpoint-3",
-        "checkpoint-6",
-    }
-    lines = {line["step"]: line for line in logged(tmp_path / "run")}
-    assert list(lines) == [1, 2, 3, 4, 6]  # each checkpoint has a line
+    directory = tmp_path / "run"
+    run("stage1", data, directory, **fields, max_steps=2, save_steps=2)
+    run("stage1", data, directory, **fields, max_steps=6, save_steps=3, logging_steps=2)
+    names = {path.name for path in directory.glob("checkpoint-*")}
+    assert names == {"checkpoint-3", "checkpoint-6"}
+    lines = {line["step"]: line for line in logged(directory)}
+    assert list(lines) == [1, 2, 3, 4, 6], "each checkpoint has a line"
     assert lines[3]["loss"] == logged(tmp_path / "whole")[2]["loss"]
     with pytest.raises(InputError, match="goes on from step 6, and this run ends at step 4"):
-        run("stage1", data, tmp_path / "run", **fields, max_steps=4)
+        run("stage1", data, directory, **fields, max_steps=4)
 
 
-def test_a_base_in_the_run_directory_is_made_of_what_is_asked(data, tmp_path):
-    """The first run has ended before it had a checkpoint; its base, of another size, is still
-    there."""
-    run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
-    for left in (tmp_path / "run").iterdir():
+def test_a_base_in_the_run_directory_is_made_anew_if_it_is_another(data, tmp_path):
+    """The first run has ended before its first checkpoint. Its base, of another size, is there."""
+    directory = tmp_path / "run"
+    run("quickstart", data, directory, init=json.dumps(INIT), max_steps=1)
+    for left in directory.iterdir():
         if left.name != "base":
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-    final = run(
-        "quickstart",
-        data,
-        tmp_path / "run",
-        init=json.dumps({**INIT, "intermediate_size": 48}),
-        max_steps=1,
-    )
+    other = json.dumps({**INIT, "intermediate_size": 48})
+    final = run("quickstart", data, directory, init=other, max_steps=1)
     assert json.loads((final / "config.json").read_text())["intermediate_size"] == 48
 
 
@@ -277,40 +252,45 @@ def test_a_base_made_anew_must_be_the_one_that_was_trained_on(data, tmp_path):
     run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
     weights = tmp_path / "run" / "base" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
-    with pytest.raises(
-        InputError,
-        match="checkpoint-1 was trained on .*base, whose weights were others than those in .*base now",
-    ):
+    message = (
+        "checkpoint-1 was trained on .*base, whose weights were others than those in .*base now"
+    )
+    with pytest.raises(InputError, match=message):
         run("quickstart", data, tmp_path / "run", init=json.dumps(INIT), max_steps=1)
 
 
-def test_refusals(data, base, tmp_path, sasrec):
-    with pytest.raises(
-        InputError, match="no such directory: runs/none/final; train the earlier stage first"
-    ):
+def test_refusals(data, base, tmp_path):
+    message = "no such directory: runs/none/final; train the earlier stage first"
+    with pytest.raises(InputError, match=message):
         run("stage1", data, tmp_path / "a", model="runs/none/final")
-    with pytest.raises(
-        InputError, match="train_item_tokens: false would leave 9 new semantic-ID tokens untrained"
-    ):
+
+    message = "train_item_tokens: false would leave 9 new semantic-ID tokens untrained"
+    with pytest.raises(InputError, match=message):
         run("stage1", data, tmp_path / "b", model=base, train_item_tokens="false")
+
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
     with pytest.raises(InputError, match="resume: .*checkpoint-3 is incomplete"):
-        (tmp_path / "checkpoint-3").mkdir()
-        run("stage1", data, tmp_path / "c", model=base, resume=tmp_path / "checkpoint-3")
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": str(base)})
-    )
+        run("stage1", data, tmp_path / "c", model=base, resume=checkpoint)
+
+    half = tmp_path / "half"
+    half.mkdir()
+    adapter = {"base_model_name_or_path": str(base)}
+    (half / "adapter_config.json").write_text(json.dumps(adapter))
     with pytest.raises(InputError, match="half: incomplete: adapter_config.json is there"):
-        run("stage2", data, tmp_path / "d", model=tmp_path / "half")
-    assert not (tmp_path / "a").exists() and not (tmp_path / "d").exists()
+        run("stage2", data, tmp_path / "d", model=half)
+
+    # A model that is missing is found before the run directory is made.
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_backend_that_cannot_run_here_is_refused(data, base, tmp_path, monkeypatch):
     monkeypatch.setattr("ilrec.ops.row_slab.has_triton", lambda: False)
-    with pytest.raises(
-        InputError,
-        match="backend: vocab_stream needs triton, which is not installed; .*use backend auto or row_slab",
-    ):
+    message = (
+        "backend: vocab_stream needs triton, which is not installed; .*use backend auto or row_slab"
+    )
+    with pytest.raises(InputError, match=message):
         run("stage1", data, tmp_path / "a", model=base, backend="vocab_stream")
     assert not (tmp_path / "a").exists()
 
@@ -320,39 +300,33 @@ def test_init_names_its_unknown_field(data, tmp_path):
         run("quickstart", data, tmp_path / "x", init="{hiden_size: 4}")
 
 
-def test_a_filter_of_another_catalogue_is_refused(data, base, tmp_path):
-    """Of another size; and of the same items, as another order of their names would number them."""
-    for item_ids, message in (
+@pytest.mark.parametrize(
+    ("item_ids", "message"),
+    [
         (range(7), "trained on 7 items, the data has 24"),
+        # The same items, in the order in which other names would number them.
         (range(24)[::-1], "not the same in the same order"),
-    ):
-        SASRec(len(item_ids), SASRecConfig(hidden_size=8)).save(
-            tmp_path / "other", map(str, item_ids)
-        )
-        with pytest.raises(InputError, match=message):
-            run(
-                "stage1",
-                data,
-                tmp_path / "x",
-                model=base,
-                reward_weight=0.1,
-                sasrec=tmp_path / "other",
-            )
+    ],
+)
+def test_a_filter_of_another_catalogue_is_refused(item_ids, message, data, base, tmp_path):
+    other = tmp_path / "other"
+    SASRec(len(item_ids), SASRecConfig(hidden_size=8)).save(other, map(str, item_ids))
+    with pytest.raises(InputError, match=message):
+        run("stage1", data, tmp_path / "x", model=base, reward_weight=0.1, sasrec=other)
 
 
 def test_items_of_the_task_are_the_catalogue(data):
-    from ilrec.config.sections import DataConfig
-
     task = load_task(DataConfig(data=str(data)))
-    assert task.dataset.num_items == 24 and len(set(task.semantic_ids)) == 24
+    assert task.dataset.num_items == 24
+    assert len(set(task.semantic_ids)) == 24
 
 
 @pytest.mark.parametrize("layout", ["padded", "flattened"])
 def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(
     layout, data, base, tmp_path, sasrec
 ):
-    """Two epochs, one interrupted in its middle and gone on with: the same losses, rewards
-    included, as the run without a break."""
+    """Two epochs, interrupted in the middle of the second: the same losses, rewards included, as
+    the run without a break."""
     fields = {
         "model": base,
         "max_steps": -1,
@@ -365,15 +339,15 @@ def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(
     }
     run("stage2", data, tmp_path / "whole", **fields)
     whole = [line["loss"] for line in logged(tmp_path / "whole")]
-    steps = len(whole)
-    assert steps >= 8 and steps % 2 == 0
-    run("stage2", data, tmp_path / "broken", **fields, save_steps=steps // 2 + 1)
-    newest = tmp_path / "broken" / f"checkpoint-{steps // 2 + 1}"
-    for path in (tmp_path / "broken").glob("checkpoint-*"):
-        if path != newest:
+    assert len(whole) >= 8 and len(whole) % 2 == 0
+
+    # Only the checkpoint after the second epoch's first step is left.
+    broken = tmp_path / "broken"
+    last_kept = len(whole) // 2 + 1
+    run("stage2", data, broken, **fields, save_steps=last_kept)
+    for path in broken.glob("checkpoint-*"):
+        if path.name != f"checkpoint-{last_kept}":
             shutil.rmtree(path)
-    run("stage2", data, tmp_path / "broken", **fields)
-    resumed = [
-        line["loss"] for line in logged(tmp_path / "broken") if line["step"] > steps // 2 + 1
-    ][-(steps // 2 - 1) :]
-    assert resumed == whole[steps // 2 + 1 :]
+    run("stage2", data, broken, **fields)
+    resumed = [line["loss"] for line in logged(broken) if line["step"] > last_kept]
+    assert resumed == whole[last_kept:]

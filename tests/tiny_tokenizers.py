@@ -1,4 +1,4 @@
-"""The kinds of tokenizers that users bring, made small: how a text becomes pieces is theirs."""
+"""The kinds of tokenizers that users bring, made small. Each splits a text as the real one does."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ TEXTS = [
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
 
 
+def trained(tokenizer: Tokenizer, vocab_size: int, special: list[str], alphabet: list[str]) -> None:
+    """Learn merges from TEXTS."""
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=alphabet,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+
+
 def byte_level(special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        TEXTS,
-        BpeTrainer(
-            vocab_size=320,
-            special_tokens=special,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
+    trained(tokenizer, 320, special, pre_tokenizers.ByteLevel.alphabet())
     return tokenizer
 
 
 def sentencepiece(special: list[str], prepend: bool) -> Tokenizer:
-    """As transformers writes such models: a space is ▁, what has no token is spelled in bytes.
+    """As transformers writes such models: a space is ▁, and what has no token is spelled in bytes.
 
     prepend: there is a space before every text.
     """
-    settings = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
-    replace = normalizers.Replace(" ", "▁")
-    normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepend else replace
-    trained = Tokenizer(models.BPE(**settings))
-    trained.normalizer = normalizer
-    trained.train_from_iterator(
-        TEXTS,
-        BpeTrainer(
-            vocab_size=420,
-            special_tokens=special + BYTES,
-            show_progress=False,
-            initial_alphabet=[chr(number) for number in range(33, 127)],
-        ),
-    )
-    # Anew: training has made special tokens of the bytes.
-    tokenizer = Tokenizer(models.BPE(**words_and_merges(trained), **settings))
+    settings: dict = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    normalizer = normalizers.Replace(" ", "▁")
+    if prepend:
+        normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizer])
+    learnt = Tokenizer(models.BPE(**settings))
+    learnt.normalizer = normalizer
+    printable = [chr(number) for number in range(33, 127)]
+    trained(learnt, 420, special + BYTES, printable)
+
+    # A new tokenizer with the same words, because training has made special tokens of the bytes.
+    tokenizer = Tokenizer(models.BPE(**words_and_merges(learnt), **settings))
     tokenizer.normalizer = normalizer
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, *[decoders.Strip(" ", 1, 0)] * prepend])
+    if prepend:
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
     tokenizer.add_special_tokens(special)
     return tokenizer
 
@@ -75,21 +75,21 @@ def words_and_merges(tokenizer: Tokenizer) -> dict:
 
 
 def with_bos(tokenizer: Tokenizer, bos: str) -> Tokenizer:
-    """Puts `bos` before every text."""
+    """The tokenizer, which now puts `bos` before every text."""
     special = [(bos, tokenizer.token_to_id(bos))]
     tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=special)
     return tokenizer
 
 
 def llama3() -> PreTrainedTokenizerBase:
-    """Byte-level, begins texts with a token, has none for padding."""
+    """Byte-level. It begins texts with a token and has none for padding."""
     bos, eos = "<|begin_of_text|>", "<|end_of_text|>"
     tokenizer = with_bos(byte_level([bos, eos]), bos)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
 
 
 def qwen() -> PreTrainedTokenizerBase:
-    """Byte-level, composes characters (NFC); one token ends, pads and stands for the unknown."""
+    """Byte-level. It composes characters (NFC); one token ends, pads and means the unknown."""
     return Qwen2Tokenizer(**words_and_merges(byte_level(["<|endoftext|>"])))
 
 
@@ -110,13 +110,14 @@ def llama2() -> PreTrainedTokenizerBase:
 
 
 def gemma() -> PreTrainedTokenizerBase:
-    """Replaces, and prepends nothing."""
+    """It writes a space as ▁ and prepends nothing."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     return GemmaTokenizer(**words_and_merges(sentencepiece(special, prepend=False)))
 
 
 def uncased() -> PreTrainedTokenizerBase:
-    """Unigram pieces: lower-case letters in compatibility form (NFKC); all else is unknown."""
+    """Unigram pieces. Letters become lower-case and get their compatibility form (NFKC); all other
+    characters are unknown."""
     letters = [(letter, -1.0) for letter in '▁abcdefghijklmnopqrstuvwxyz0123456789,.:#"']
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *letters], unk_id=0))
     tokenizer.normalizer = normalizers.Sequence(
@@ -128,17 +129,19 @@ def uncased() -> PreTrainedTokenizerBase:
 
 
 def with_holes() -> PreTrainedTokenizerBase:
-    """Many numbers are not in use: the largest is beyond the count of tokens."""
+    """Many numbers are not in use: the largest number is greater than the count of tokens."""
     state = json.loads(byte_level(["<pad>", "</s>"]).to_str())
     for token in ("a", "b", "c"):
         state["model"]["vocab"][token] += 400
-    state["model"]["merges"] = []  # fewer words are enough
+    # The merges are left out, because single characters are enough here.
+    state["model"]["merges"] = []
     tokenizer = Tokenizer.from_str(json.dumps(state))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
 def with_added_tokens() -> PreTrainedTokenizerBase:
-    """Tokens added by its makers: with spaces in them, or taking those beside them; one pads."""
+    """With tokens that its makers added: some have spaces in them or take the spaces beside them,
+    and one pads."""
     tokenizer = llama3()
     tokenizer.add_tokens(
         [AddedToken("<turn of user>", rstrip=True), AddedToken("two words", normalized=True)]
@@ -148,21 +151,18 @@ def with_added_tokens() -> PreTrainedTokenizerBase:
 
 
 def in_python() -> PreTrainedTokenizerBase:
-    """Without the tokenizers library: code of its own."""
+    """Written in Python, without the tokenizers library."""
     return ByT5Tokenizer(extra_ids=3)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
-    make.__name__: make
-    for make in (
-        llama3,
-        qwen,
-        mistral,
-        llama2,
-        gemma,
-        uncased,
-        with_holes,
-        with_added_tokens,
-        in_python,
-    )
+    "llama3": llama3,
+    "qwen": qwen,
+    "mistral": mistral,
+    "llama2": llama2,
+    "gemma": gemma,
+    "uncased": uncased,
+    "with_holes": with_holes,
+    "with_added_tokens": with_added_tokens,
+    "in_python": in_python,
 }

@@ -34,6 +34,7 @@ from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_new
 from ilrec.interactions.dataset import MIN_ITEMS_PER_USER, InteractionDataset
+from ilrec.interactions.findings import Findings
 from ilrec.interactions.importers import PRESETS, Columns, read_files, read_titles
 from ilrec.interactions.preparation import (
     Filters,
@@ -44,7 +45,6 @@ from ilrec.interactions.preparation import (
 )
 from ilrec.interactions.prepared import new_directory, write_prepared
 from ilrec.interactions.reading import read_interactions
-from ilrec.interactions.records import Findings
 from ilrec.processes import run_entry
 
 logger = logging.getLogger("ilrec.prepare")

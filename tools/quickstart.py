@@ -9,7 +9,6 @@ inputs are unchanged since it last finished is not run again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from ilrec.config.command_line import ArgumentParser
 from ilrec.errors import InputError
+from ilrec.files.digests import file_digest
 from ilrec.files.outputs import check_directory, write_text
 from ilrec.processes import run_entry
 
@@ -57,7 +57,7 @@ class Quickstart:
         from its newest checkpoint), removed where command or inputs have changed since.
         """
         marker = self.output / "steps" / f"{name}.json"
-        wanted = {"command": command, "inputs": {str(p): _sha256(Path(p)) for p in inputs}}
+        wanted = {"command": command, "inputs": {str(p): file_digest(p) for p in inputs}}
         before = json.loads(marker.read_text()) if marker.exists() else None
         if before == {**wanted, "done": True}:
             self.say(f"{name}: done before, reused")
@@ -77,10 +77,6 @@ class Quickstart:
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _environment() -> dict[str, str]:
@@ -116,9 +112,9 @@ def fetch_movielens(output: Path, wheel: str | None) -> Path:
         wheel = str(next((output / "wheel").glob("*.whl")))
     if not Path(wheel).exists():
         raise InputError(f"RECBOLE_WHEEL: no such file: {wheel}; expected the wheel of {WHEEL}")
-    if _sha256(Path(wheel)) != WHEEL_SHA256:
+    if file_digest(wheel) != WHEEL_SHA256:
         raise InputError(
-            f"{wheel}: not the wheel of {WHEEL}: sha256 is {_sha256(Path(wheel))}, expected {WHEEL_SHA256}; "
+            f"{wheel}: not the wheel of {WHEEL}: sha256 is {file_digest(wheel)}, expected {WHEEL_SHA256}; "
             "remove the file and run again, or point RECBOLE_WHEEL at the right one"
         )
     directory.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilrec.collaborative.sasrec import popularity_scores, train_sasrec
+from ilrec.collaborative.popularity import popularity_scores
+from ilrec.collaborative.sasrec_training import train_sasrec
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sections import DataConfig, SASRecConfig
@@ -35,7 +36,7 @@ from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.reading import read_interactions
 from ilrec.items.embeddings import write_embeddings
 from ilrec.processes import run_entry
-from ilrec.ranking.candidates import choose_candidates, rank_by_scores
+from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
 
@@ -93,7 +94,7 @@ def measure(
     score(histories) -> [B, I]. Returns metrics, protocol and ranks, as write_ranking takes them.
     """
     candidates = choose_candidates("auto", dataset.sequences)
-    ranks = rank_by_scores(*dataset.evaluation("test"), score, candidates)
+    ranks = target_ranks_by_scores(*dataset.evaluation("test"), score, candidates)
     protocol = {
         "catalogue": "full ranking",
         "split": "test",

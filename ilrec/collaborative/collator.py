@@ -1,4 +1,5 @@
-"""Rewards are made where batches are made: the data loader's workers do it, and no rank differs."""
+"""Token rewards are made where batches are made. So the data loader's workers do it, and the
+rewards do not depend on the rank."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ from ilrec.items.trie import ItemTrie
 
 
 class ContinuationCollator:
-    """Adds to a collated batch the tokens that continue an item at each target's place, and the
-    collaborative filter's rewards of them (method.md, step 4), which are 0 without a filter."""
+    """Adds `token_rewards` to a collated batch: the tokens with which an item can go on at each
+    supervised place, and the collaborative filter's rewards of these tokens (docs/method.md).
+
+    sasrec: None gives all tokens the reward 0.
+    """
 
     def __init__(
         self,
@@ -22,21 +26,24 @@ class ContinuationCollator:
         sasrec: SASRec | None,
         trie: ItemTrie,
     ) -> None:
-        self.collate, self.sasrec, self.trie = collate, sasrec, trie
+        self.collate = collate
+        self.sasrec = sasrec
+        self.trie = trie
 
     def __call__(self, samples: Sequence[dict]) -> dict[str, Any]:
         batch: dict[str, Any] = self.collate(samples)
-        targets = [
-            (sample["items"], place)
-            for sample in samples
-            for place in range(len(sample["items"]) - sample["num_targets"], len(sample["items"]))
-        ]
-        target_items = [int(items[place]) for items, place in targets]
+
+        # The last num_targets items of a sample are targets, and each sees the items before it.
+        histories, target_items = [], []
+        for sample in samples:
+            items = sample["items"]
+            for place in range(len(items) - sample["num_targets"], len(items)):
+                histories.append(items[:place])
+                target_items.append(int(items[place]))
+
         if self.sasrec is None:
             batch["token_rewards"] = continuations(target_items, self.trie)
         else:
-            probabilities_BI = self.sasrec.item_probabilities(
-                [items[:place] for items, place in targets]
-            )
+            probabilities_BI = self.sasrec.item_probabilities(histories)
             batch["token_rewards"] = token_rewards(probabilities_BI, target_items, self.trie)
         return batch

@@ -1,5 +1,8 @@
-"""What every command line keeps to: nothing is abbreviated, the last word on a field counts, and
-text arrives to the letter."""
+"""The rules of every command line in the project.
+
+Nothing may be abbreviated. If a flag is given twice, the last one counts. A text value arrives
+exactly as it was typed.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from ilrec.errors import InputError
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without abbreviations. Of a flag that is there twice the last counts, so that a
-    script's own may be overridden."""
+    """argparse without abbreviations.
+
+    The last of two equal flags counts, so that a user can override the flags of a job script.
+    """
 
     def __init__(self, description: str | None, epilog: str | None = None) -> None:
         super().__init__(
@@ -22,17 +27,20 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def parse_pairs(self, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Its own flags, and all other `--field=value` pairs, for parse_overrides. Each of them has
-        a value."""
+        """(this parser's own flags, all other flags as `--field=value`).
+
+        The second part is for ilrec.config.loading.parse_overrides. Raises InputError if a flag has
+        no value.
+        """
         return self.parse_known_args(as_pairs(words))
 
 
 def as_pairs(words: Sequence[str]) -> list[str]:
-    """`--field value` and `--field=value`, each as the one word `--field=value`. -h and --help come
-    back alone.
+    """Each flag with its value as one word: `--field value` becomes `--field=value`.
 
-    So argparse takes no value for a flag. The last value of a field counts. InputError where a flag
-    has no value, and for a word that belongs to none.
+    So argparse cannot take a value that begins with a dash for a flag. Only the last value of a
+    field is kept. -h and --help come back alone. Raises InputError if a flag has no value, or if a
+    word belongs to no flag.
     """
     pairs: dict[str, str] = {}
     rest = iter(words)
@@ -43,10 +51,12 @@ def as_pairs(words: Sequence[str]) -> list[str]:
         if not name.startswith("--") or len(name) == 2:
             raise InputError(f"command line: expected --field value, got {word!r}")
         if not equals:
+            # `--` stands for a missing value, because no value may begin so.
             value = next(rest, "--")
             if value.startswith("--"):
                 raise InputError(
-                    f"command line: {name} has no value; write {name} VALUE, or {name}=VALUE if it begins with --"
+                    f"command line: {name} has no value; write {name} VALUE, or {name}=VALUE if it "
+                    "begins with --"
                 )
         pairs[name] = value
     return [f"{name}={value}" for name, value in pairs.items()]

@@ -1,4 +1,4 @@
-"""Defaults < the YAML recipe < the command line: the settings of a run, resolved and checked."""
+"""The settings of a run, resolved and checked: defaults < the YAML recipe < the command line."""
 
 from __future__ import annotations
 
@@ -18,73 +18,89 @@ from ilrec.files.reading import read_yaml
 
 
 def parse_overrides(words: list[str]) -> dict[str, str]:
-    """{field: text} of `--field value` and `--field=value`. The text is read where the field's type
-    is known (settings.py)."""
-    return dict(pair[2:].split("=", 1) for pair in as_pairs(words))
+    """{field: text} from `--field value` and `--field=value`.
+
+    The text is read later, where the field's type is known (settings.py).
+    """
+    pairs = [pair.removeprefix("--") for pair in as_pairs(words)]
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
-    """Defaults < recipe < command line, checked. Raises InputError naming the place and the
-    field."""
-    merged: dict[str, tuple[Any, str]] = {}
-    for values, source in (
-        (read_yaml(path) if path else {}, str(path)),
-        (overrides, "command line"),
-    ):
-        merged.update({name: (value, source) for name, value in values.items()})
-    if merged.get("trust_remote_code", (False, ""))[0] and "trust_remote_code" not in overrides:
+    """Defaults < the recipe at `path` < overrides, checked.
+
+    Raises InputError, which names the place (file or command line) and the field.
+    """
+    recipe = read_yaml(path) if path else {}
+    # A recipe may come from anybody. Only the person at the command line may allow foreign code.
+    if recipe.get("trust_remote_code") and "trust_remote_code" not in overrides:
         raise InputError(
-            f"{path}: trust_remote_code: a recipe must not decide that code from elsewhere is run; remove it and give "
-            "--trust_remote_code true, if you trust the model's authors"
+            f"{path}: trust_remote_code: a recipe must not decide that code from elsewhere is run; "
+            "remove it and give --trust_remote_code true, if you trust the model's authors"
         )
-    owners = {f.name: section for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
-    for name, (_, source) in merged.items():
-        if name not in owners:
-            raise InputError(f"{source}: unknown field {name!r}{nearest(name, owners)}")
-    sections = {}
+
+    # {field: (value, where it was given)}, so that every later message can name the place.
+    given = {name: (value, str(path)) for name, value in recipe.items()}
+    given |= {name: (value, "command line") for name, value in overrides.items()}
+
+    # Fields are flat for the user and in sections for the code. Each goes to its own section.
+    section_of: dict[str, str] = {}
     for section, cls in SECTIONS.items():
-        mine = {name: pair for name, pair in merged.items() if owners[name] == section}
-        sections[section] = build_section(cls, mine)
+        section_of |= {field.name: section for field in dataclasses.fields(cls)}
+    of_section: dict[str, dict[str, tuple[Any, str]]] = {section: {} for section in SECTIONS}
+    for name, (value, source) in given.items():
+        if name not in section_of:
+            raise InputError(f"{source}: unknown field {name!r}{nearest(name, section_of)}")
+        of_section[section_of[name]][name] = (value, source)
+
+    sections = {name: build_section(cls, of_section[name]) for name, cls in SECTIONS.items()}
     config = TrainConfig(**sections)
-    _check_together(config, str(path) if path else "command line")
+    _require_places(config, str(path) if path else "command line")
     return config
 
 
 def build_section(cls: type, values: Mapping[str, tuple[Any, str]]) -> Any:
-    """One dataclass from {field: (value, where it was given)}, checked: each value, then all
-    together."""
+    """One dataclass of settings from {field: (value, where it was given)}.
+
+    Each value is checked alone, then all of them together. Raises InputError, which names the place
+    and the field.
+    """
     checked = {}
     for name, (value, source) in values.items():
-        with _said_of(source):
+        with _naming(source):
             checked[name] = read_field(cls, name, value)
-    with _said_of(" and ".join(sorted({source for _, source in values.values()})) or "defaults"):
+    sources = sorted({source for _, source in values.values()})
+    with _naming(" and ".join(sources) or "defaults"):
         return cls(**checked)
 
 
+def write_yaml(path: str | Path, config: TrainConfig) -> None:
+    """Write the resolved settings, so that load_config reads the same ones again."""
+    write_text(path, to_yaml(config.flat()))
+
+
 @contextlib.contextmanager
-def _said_of(source: str) -> Iterator[None]:
-    """Inside, an InputError about a field also says where the field was given."""
+def _naming(source: str) -> Iterator[None]:
+    """Inside, an InputError about a field also names the place where the field was given."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
 
-def _check_together(config: TrainConfig, source: str) -> None:
+def _require_places(config: TrainConfig, source: str) -> None:
+    """Raises InputError if data, output_dir or the model to start from is not set."""
     for section, name, meaning in (
         (config.data, "data", "the data directory"),
         (config.training, "output_dir", "the run directory"),
     ):
         if not getattr(section, name):
             raise InputError(
-                f"{source}: {name}: not set; expected {meaning}: add `{name}: PATH` or --{name} PATH"
+                f"{source}: {name}: not set; expected {meaning}: add `{name}: PATH` or "
+                f"--{name} PATH"
             )
     if not config.model.model and config.model.init is None:
         raise InputError(
-            f"{source}: model: not set; name a model (--model PATH) or give init: {{...}} for one from scratch"
+            f"{source}: model: not set; name a model (--model PATH) or give init: {{...}} for one "
+            "from scratch"
         )
-
-
-def write_yaml(path: str | Path, config: TrainConfig) -> None:
-    """The resolved settings, readable again by load_config."""
-    write_text(path, to_yaml(config.flat()))

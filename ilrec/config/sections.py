@@ -1,11 +1,11 @@
-"""Every setting, once: its default, its help text and its checks.
+"""Every setting of training and of SASRec, once: its default, its help text and its checks.
 
-Precedence: defaults here < the YAML recipe < the command line (`--field value`). YAML and command
-line are flat: a field's name says enough, and no two sections share one. Sections exist for the
-code, so that each part is handed only its own. settings.py says how a value is read.
+Defaults here < the YAML recipe < the command line (`--field value`). A recipe and a command line
+are flat: no two sections of a training run share a field's name. The sections exist for the code,
+so that each part gets only its own settings. settings.py tells how a value is read.
 
-    deepspeed ilrec/train.py --ds_config ds_configs/zero3_cpu.json --config
-    ilrec/recipes/stage1.yaml --beta 0.2
+    deepspeed ilrec/train.py --ds_config ds_configs/zero3_cpu.json \
+        --config ilrec/recipes/stage1.yaml --beta 0.2
 """
 
 from __future__ import annotations
@@ -27,6 +27,22 @@ from ilrec.ops.objective import (
 )
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+# The items that may come next. all: every item; unseen: every item that is not in the history;
+# auto: unseen if no user of the data has an item twice, else all.
+CANDIDATES = ("auto", "all", "unseen")
+# The members of transformers.SchedulerType that depend on the step alone and need no arguments of
+# their own.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+# Where the polynomial schedule of transformers ends (its lr_end). The peak must lie above it.
+POLYNOMIAL_END = 1e-7
 
 
 @dataclass
@@ -35,10 +51,11 @@ class ModelConfig(Section):
 
     model: str = setting(
         "",
-        "model directory, hub name, .gguf file, or the final/ of an earlier stage (adapter or full)",
+        "model directory, hub name, .gguf file, or the final/ of an earlier stage (adapter or "
+        "full model)",
     )
     base: str = setting(
-        "", "the adapter's base model, where it has moved from the place that the adapter records"
+        "", "the adapter's base model, if it is no longer at the place that the adapter records"
     )
     init: dict | None = setting(
         None, "make a model from scratch instead: Hugging Face config fields of a Llama"
@@ -60,7 +77,7 @@ class ModelConfig(Section):
     dtype: str = setting(
         "auto",
         "auto (bfloat16 on CUDA, float32 on CPU), bfloat16, float16 or float32",
-        choices=("auto", "bfloat16", "float16", "float32"),
+        choices=DTYPES,
     )
     attn_implementation: str = setting(
         "auto", "auto (flash_attention_2 where installed and on CUDA, else sdpa) or a name"
@@ -70,7 +87,7 @@ class ModelConfig(Section):
     )
     trust_remote_code: bool = setting(
         False,
-        "run code that comes with the model; asked for on the command line, never by a recipe",
+        "run code that comes with the model; only the command line may set it, not a recipe",
     )
 
     def __post_init__(self) -> None:
@@ -83,6 +100,7 @@ class ModelConfig(Section):
             self.lora_target_modules,
             "names of modules, or all-linear",
         )
+        # A model from scratch or from GGUF is written as a full model; no adapter is involved.
         has_no_base = self.init is not None or self.model.endswith(".gguf")
         require(
             not (self.base and has_no_base),
@@ -98,7 +116,8 @@ class DataConfig(Section):
 
     data: str = setting(
         "",
-        "data directory: prepared by tools/prepare_data.py, LC-Rec JSON (*.inter.json) or RecBole (*.inter)",
+        "data directory: written by tools/prepare_data.py, LC-Rec JSON (*.inter.json) or RecBole "
+        "atomic files (*.inter)",
     )
     item_format: str = setting(
         "semantic_id",
@@ -124,14 +143,14 @@ class DataConfig(Section):
     )
     max_tokens_per_batch: int = setting(
         0,
-        "token budget of a rank's micro-step, padding included, in place of "
-        "per_device_train_batch_size, with samples of like length together; 0: none",
+        "at most this many tokens, padding included, in a micro-step of one rank; replaces "
+        "per_device_train_batch_size and puts samples of similar length together; 0: not used",
         at_least=0,
     )
     batch_layout: str = setting(
         "auto",
-        "with max_tokens_per_batch: padded, or flattened (one row without padding); auto: "
-        "flattened with flash_attention_2",
+        "for max_tokens_per_batch: padded, or flattened (one row without padding); auto: "
+        "flattened if attention is flash_attention_2",
         choices=("auto", "padded", "flattened"),
     )
     max_length: int = setting(
@@ -149,13 +168,14 @@ class DataConfig(Section):
             self.supervision == "last_item" or not self.prompt_suffix,
             "prompt_suffix",
             self.prompt_suffix,
-            "none under supervision: every_item, where a target follows each item; use prompt_prefix",
+            "none under supervision: every_item, where a target follows each item; use "
+            "prompt_prefix",
         )
         require(
             self.batch_layout != "flattened" or self.max_tokens_per_batch > 0,
             "batch_layout",
             self.batch_layout,
-            "auto or padded without max_tokens_per_batch, by which flattened batches are cut",
+            "auto or padded without max_tokens_per_batch, which sets the size of a flattened batch",
         )
 
 
@@ -185,7 +205,8 @@ class ObjectiveConfig(Section):
     )
     alpha: float = setting(
         0.5,
-        "the share of the label's readout probability (or logit) that makes a token a hard negative",
+        "the share of the label's readout probability (or logit) that makes a token a hard "
+        "negative",
         above=0,
     )
     max_negatives: int = setting(
@@ -234,7 +255,8 @@ class ObjectiveConfig(Section):
     )
     slab_mib: int = setting(
         0,
-        "memory for logits, in MiB; 0: what was measured best for the device (ilrec/ops/row_slab.py)",
+        "memory for logits, in MiB; 0: what was measured best for the device "
+        "(ilrec/ops/row_slab.py)",
         at_least=0,
     )
 
@@ -258,23 +280,12 @@ class ObjectiveConfig(Section):
             raise InputError(str(error)) from None
 
 
-# Of transformers.SchedulerType: those that are a function of the step alone and need no arguments
-# of their own.
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-)
-POLYNOMIAL_END = 1e-7  # transformers' lr_end, which the peak must be above
-
-
 @dataclass
 class TrainingConfig(Section):
-    """Handed to transformers.TrainingArguments under the same names."""
+    """The training loop.
+
+    transformers.TrainingArguments has the same fields, except `resume`.
+    """
 
     output_dir: str = setting("", "run directory: config, metrics, checkpoints and final/ go here")
     num_train_epochs: float = setting(1.0, "passes over the training samples", above=0)
@@ -314,6 +325,7 @@ class TrainingConfig(Section):
         require(
             self.max_steps != 0, "max_steps", self.max_steps, "a number of steps, or -1: by epochs"
         )
+        # transformers reads a value below 1 as a share of all steps, else as a number of steps.
         require(
             self.warmup_steps < 1 or self.warmup_steps.is_integer(),
             "warmup_steps",
@@ -327,11 +339,6 @@ class TrainingConfig(Section):
             f"a number above {POLYNOMIAL_END}, where lr_scheduler_type: polynomial ends",
         )
         require(bool(self.resume), "resume", self.resume, "auto, never or a checkpoint")
-
-
-# Items that may come next: all; unseen: those that are not in the history; auto: unseen if no user
-# has an item twice.
-CANDIDATES = ("auto", "all", "unseen")
 
 
 @dataclass
@@ -349,7 +356,8 @@ class SASRecConfig(Section):
     )
     candidates: str = setting(
         "auto",
-        "all; unseen: no item of the history is a next one; auto: unseen if no user has an item twice",
+        "all; unseen: no item of the history can come next; auto: unseen if no user has an item "
+        "twice",
         choices=CANDIDATES,
     )
     label_smoothing: float = setting(
@@ -381,7 +389,7 @@ class SASRecConfig(Section):
 
 @dataclass
 class TrainConfig:
-    """All that ilrec/train.py can be told."""
+    """All settings of a training run. DeepSpeed's own are in its configuration file."""
 
     model: ModelConfig
     data: DataConfig
@@ -390,13 +398,13 @@ class TrainConfig:
 
     def flat(self) -> dict[str, Any]:
         """The settings as one flat mapping, as a recipe holds them."""
-        return {
-            k: v
-            for section in (self.model, self.data, self.objective, self.training)
-            for k, v in dataclasses.asdict(section).items()
-        }
+        flat: dict[str, Any] = {}
+        for section in (self.model, self.data, self.objective, self.training):
+            flat |= dataclasses.asdict(section)
+        return flat
 
 
+# The sections of a training run. SASRec is trained by a program of its own.
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,

@@ -1,9 +1,9 @@
-"""What a setting is: a field with a default, a help text and the values it may have; and how such a
+"""What a setting is: a field with a default, a help text and the values it may have; and how a
 value is read.
 
-A value is read as its field's type says, whether it stands on the command line, in a recipe or in a
-grid. A field of text takes the text to the letter. Elsewhere text must be a number, true or false,
-or, where a list or a mapping is meant, begin with [ or {.
+A value is read as its field's type says, no matter if it comes from the command line, a recipe or
+a grid of experiments. A text field takes the text exactly as it is. For other fields the text must
+be a number, true or false. If a list or a mapping is meant, it must begin with [ or {.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 from ilrec.errors import InputError
 from ilrec.files.plain_yaml import NUMBER, WHOLE_NUMBER, parse_yaml
 
-# In any case. The words of YAML 1.1, and of Hugging Face's parser but for its single letters.
+# Upper or lower case. These are the words of YAML 1.1. Hugging Face's parser has the same ones and
+# single letters, which are not taken here.
 BOOLEANS = {
     "true": True,
     "yes": True,
@@ -32,9 +33,13 @@ BOOLEANS = {
     "off": False,
     "0": False,
 }
-# Libraries keep whole numbers in 32 bits here and there (NumPy's seeds, CUDA's indices); no setting
-# needs a larger one.
+# Libraries keep some whole numbers in 32 bits (NumPy's seeds, CUDA's indices). No setting needs a
+# larger one.
 LARGEST_WHOLE = 2**31 - 1
+# int() refuses texts of thousands of digits. Longer texts than this are far beyond LARGEST_WHOLE.
+LONGEST_WHOLE = 19
+# How much of a wrong value a message shows.
+LONGEST_SHOWN = 100
 KINDS = {
     str: "text",
     int: "a whole number",
@@ -79,7 +84,10 @@ def setting(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """One setting: its default, the line that documents it, and the values it may have."""
+    """One setting: its default, a help text, and the values it may have.
+
+    The help text is for readers of sections.py. The README and `--help` point there.
+    """
     metadata = {"help": help, "domain": Domain(choices, at_least, above, below)}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -87,10 +95,10 @@ def setting(
 
 
 class Section:
-    """A dataclass of settings. Each is read as its type says and held to its domain when the object
-    is made.
+    """The parent class of a dataclass of settings.
 
-    Raises InputError, which begins with the field's name.
+    When an object is made, each value is read as its field's type says and must lie in its domain.
+    Raises InputError, whose text begins with the field's name.
     """
 
     def __post_init__(self) -> None:
@@ -105,41 +113,54 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def read_field(cls: type, name: str, value: Any) -> Any:
-    """The value as the field's type says, within its domain; InputError, which begins with the
-    field's name, where it does not fit."""
+    """The value, read as the field's type says.
+
+    Raises InputError, whose text begins with the field's name, if the value has another type or
+    lies outside the field's domain.
+    """
     hint = hints_of(cls)[name]
     domain = cls.__dataclass_fields__[name].metadata["domain"]  # type: ignore[attr-defined]
+    reason = ""
     try:
         read = read_value(value, hint)
-    except ValueError as error:
-        reason = f" ({error})" if str(error) else ""
-    else:
         if domain.holds(read):
             return read
-        reason = ""
+    except ValueError as error:
+        if str(error):
+            reason = f" ({error})"
     require(False, name, value, _expected(hint, domain) + reason, _mend(value, hint, name, domain))
 
 
 def require(condition: bool, name: str, value: object, expected: str, mend: str = "") -> None:
-    if not condition:
-        shown = repr(value)
-        raise InputError(
-            f"{name}: expected {expected}, got {shown if len(shown) <= 100 else shown[:100] + '...'}{mend}"
-        )
+    """Raises InputError about the field `name` if the condition does not hold.
+
+    expected: what the value should be. mend: advice that follows it, with its separator.
+    """
+    if condition:
+        return
+    shown = repr(value)
+    if len(shown) > LONGEST_SHOWN:
+        shown = shown[:LONGEST_SHOWN] + "..."
+    raise InputError(f"{name}: expected {expected}, got {shown}{mend}")
 
 
 def read_value(value: Any, hint: Any) -> Any:
-    """`value` in a type: text, number, bool, list[str], dict, or a union of them. ValueError where
-    it does not fit."""
-    kinds = [
-        typing.get_origin(kind) or kind
-        for kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
-    ]
+    """`value` as a type: text, number, bool, list[str], dict, or a union of them.
+
+    Raises ValueError, sometimes with a reason, if it does not fit.
+    """
+    kinds = _kinds_of(hint)
     if isinstance(value, str):
         return _from_text(value, hint, kinds)
+
+    # `beta: 1` in a recipe is a whole number, and a number is wanted.
     if type(value) is int and float in kinds:
         value = _as_float(value)
-    if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+
+    # The exact type counts, because a bool is an int to isinstance.
+    if type(value) not in kinds:
+        raise ValueError
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError
     if type(value) is int and abs(value) > LARGEST_WHOLE:
         raise ValueError(f"at most {LARGEST_WHOLE}")
@@ -148,7 +169,22 @@ def read_value(value: Any, hint: Any) -> Any:
     return value
 
 
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Advice for an unknown name: the known one that is closest to it, or a list of all."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known fields: {', '.join(sorted(known))}"
+
+
+def _kinds_of(hint: Any) -> list[type]:
+    """The plain types of a hint: [str, list] for `str | list[str]`."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return [typing.get_origin(option) or option for option in options]
+
+
 def _from_text(text: str, hint: Any, kinds: list[type]) -> Any:
+    # Brackets come first: a field of text or list takes `[a, b]` for a list.
     for kind, bracket in ((list, "["), (dict, "{")):
         if kind in kinds and text.startswith(bracket):
             return read_value(parse_yaml(text), hint)
@@ -159,9 +195,7 @@ def _from_text(text: str, hint: Any, kinds: list[type]) -> Any:
         return None
     if bool in kinds and text.lower() in BOOLEANS:
         return BOOLEANS[text.lower()]
-    if (
-        int in kinds and WHOLE_NUMBER.fullmatch(text) and len(text) < 20
-    ):  # int() refuses thousands of digits
+    if int in kinds and WHOLE_NUMBER.fullmatch(text) and len(text) <= LONGEST_WHOLE:
         return read_value(int(text), int)
     if float in kinds and NUMBER.fullmatch(text):
         return read_value(float(text), float)
@@ -176,27 +210,26 @@ def _as_float(value: int) -> float:
 
 
 def _check_writable(text: str) -> None:
-    """No path may hold a NUL, and no file half a character (a lone surrogate, as Python keeps bytes
-    that are not UTF-8)."""
-    if (
-        "\0" in text
-        or not text.isascii()
-        and any("\ud800" <= character <= "\udfff" for character in text)
-    ):
+    """Raises ValueError for text that no path or no file can hold.
+
+    No path can hold a NUL. No file in UTF-8 can hold half a character (a lone surrogate, as Python
+    keeps bytes of the command line that are not UTF-8).
+    """
+    has_half = any("\ud800" <= character <= "\udfff" for character in text)
+    if "\0" in text or has_half:
         raise ValueError("in UTF-8 and without NUL characters")
 
 
 def _expected(hint: Any, domain: Domain) -> str:
+    """What a field takes, in words: `a whole number, 1 or more`."""
     if domain.choices:
         return "one of " + ", ".join(domain.choices)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return " or ".join([KINDS[typing.get_origin(option) or option] for option in options]) + (
-        f", {domain}" if str(domain) else ""
-    )
+    kinds = " or ".join([KINDS[kind] for kind in _kinds_of(hint)])
+    return f"{kinds}, {domain}" if str(domain) else kinds
 
 
 def _mend(value: Any, hint: Any, name: str, domain: Domain) -> str:
-    """What to do about it, where that is not plain from what was expected."""
+    """Advice beyond what was expected, or an empty text."""
     if domain.choices:
         close = difflib.get_close_matches(str(value), domain.choices, n=1)
         return f"; did you mean {close[0]!r}?" if close else ""
@@ -204,10 +237,3 @@ def _mend(value: Any, hint: Any, name: str, domain: Domain) -> str:
     if takes_text and isinstance(value, (bool, int, float)):
         return f'; YAML takes it for {KINDS[type(value)]}: write text in quotes, {name}: "..."'
     return ""
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return (
-        f"; did you mean {close[0]!r}?" if close else f"; known fields: {', '.join(sorted(known))}"
-    )

@@ -1,5 +1,8 @@
-"""JSON that loses nothing silently: no key stands there twice with two values, and no text has half
-a character."""
+"""A JSON parser that loses nothing silently.
+
+Python's own parser keeps the last of two equal keys without a word, and reads half a character (a
+surrogate without its pair), which no UTF-8 file, tokenizer or Arrow table can hold.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,32 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# JSON's spelling of a surrogate: one of a pair, which is a character, or alone, which is none.
+# How JSON spells a surrogate. A pair of them is one character; one alone is none.
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError, its text `line:column: reason` where there is a place."""
+    """The content of a JSON text.
+
+    Raises ValueError. Its text is `line:column: reason`, or ` reason` where no place is known.
+    """
     try:
         content = json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except RecursionError:
         raise ValueError(" nested too deeply") from None
-    except ValueError as error:  # a key twice, or a number of thousands of digits
+    except ValueError as error:
+        # A repeated key, or a number of thousands of digits. Python's advice after `;` is for
+        # programmers.
         raise ValueError(f" {str(error).partition(';')[0]}") from None
-    half = next(_half_characters(content, ""), None) if SURROGATE.search(text) else None
-    if half:
-        raise ValueError(
-            f"{half} has half a character (a surrogate without its pair), which no file can hold; mend or remove it"
-        )
+    if SURROGATE.search(text):
+        _require_whole_characters(content)
     return content
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's pairs as a dict. Equal keys are fine if their values are equal, too."""
     content = dict(pairs)
     if len(content) < len(pairs):
         for name, value in pairs:
@@ -39,11 +45,20 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def _require_whole_characters(content: Any) -> None:
+    half = next(_half_characters(content, ""), None)
+    if half:
+        raise ValueError(
+            f"{half} has half a character (a surrogate without its pair), which no file can hold; "
+            "mend or remove it"
+        )
+
+
 def _half_characters(content: Any, place: str) -> Iterator[str]:
-    """Where there is a lone surrogate, which JSON can spell and neither UTF-8, tokenizers nor Arrow
-    can hold."""
-    if isinstance(content, str) and any("\ud800" <= character <= "\udfff" for character in content):
-        yield f"{place} {content!r:.80}"
+    """The places of all texts with a lone surrogate, each with the keys that lead to it."""
+    if isinstance(content, str):
+        if any("\ud800" <= character <= "\udfff" for character in content):
+            yield f"{place} {content!r:.80}"
     elif isinstance(content, dict):
         for name, value in content.items():
             yield from _half_characters(name, place)

@@ -1,10 +1,10 @@
-"""YAML as it is meant: `no` and `on` are words, 1e-4 is a number, 010, 12:30 and 2024-01-01 are
-text, and no key is there twice.
+"""YAML as people mean it: `no` and `on` are words, 1e-4 is a number, and 010, 12:30 and 2024-01-01
+are text. No key may be there twice.
 
-PyYAML follows YAML 1.1, which reads `no` as false, 010 as 8, 12:30 as 750 and 1e-4 as text, and of
-two equal keys keeps the last without a word. This is the core schema of YAML 1.2, where a whole
-number has no leading zero. What is written is quoted wherever a reader of either version would take
-it for something else.
+PyYAML follows YAML 1.1: it reads `no` as false, 010 as 8, 12:30 as 750 and 1e-4 as text, and keeps
+the last of two equal keys without a word. This file follows the core schema of YAML 1.2, and a
+whole number has no leading zero. Text that a reader of either version would take for something else
+is written in quotes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import yaml
 WHOLE_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 SIGNS_AND_DIGITS = list("-+.0123456789")
-# PyYAML writes these as they are, and folds them into a space when it reads them; between double
-# quotes it escapes them.
+# PyYAML writes these characters as they are, and turns them into a space when it reads them.
+# Between double quotes it escapes them.
 LINE_BREAKS = "\x85\u2028\u2029\ufeff"
-# Tag, what is read as it, and the characters that it may begin with; the first one that fits
-# decides.
+# (tag, the texts that have it, the characters that they may begin with). The first that fits wins.
 CORE_SCHEMA = (
     ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
@@ -34,6 +33,7 @@ CORE_SCHEMA = (
 
 
 class _Loader(yaml.SafeLoader):
+    # Empty, so that none of the YAML 1.1 rules of the parent class apply.
     yaml_implicit_resolvers: dict = {}
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
@@ -48,7 +48,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """With the resolvers of YAML 1.1, which it brings, and those of 1.2."""
+    """Keeps the YAML 1.1 rules of the parent class and adds those of 1.2.
+
+    So text is quoted if either version would read it as something else.
+    """
 
     def represent_text(self, text: str) -> yaml.Node:
         style = '"' if any(character in LINE_BREAKS for character in text) else None
@@ -58,34 +61,31 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 for _tag, _pattern, _first in CORE_SCHEMA:
+    _whole_text = re.compile(f"(?:{_pattern.pattern})\\Z")
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern.pattern})\\Z"), _first
-        )
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole_text, _first)
 
 
 def parse_yaml(text: str) -> Any:
-    """Raises ValueError, its text `line:column: reason` where there is a place."""
+    """The content of a YAML text.
+
+    Raises ValueError. Its text is `line:column: reason`, or ` reason` where no place is known.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        place = (
-            f"{error.problem_mark.line + 1}:{error.problem_mark.column + 1}:"
-            if error.problem_mark
-            else ""
-        )
+        mark = error.problem_mark
+        place = f"{mark.line + 1}:{mark.column + 1}:" if mark else ""
         raise ValueError(f"{place} not valid YAML: {error.problem}") from None
     except RecursionError:
         raise ValueError(" nested too deeply") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # a control character, or a number of thousands of digits
-        raise ValueError(
-            f" not valid YAML: {' '.join(str(error).partition(';')[0].split())}"
-        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        # A control character, or a number of thousands of digits. The library's message may have
+        # several lines, and advice for programmers after `;`.
+        reason = " ".join(str(error).partition(";")[0].split())
+        raise ValueError(f" not valid YAML: {reason}") from None
 
 
 def to_yaml(content: Any) -> str:
-    """Text that parse_yaml reads as `content` again, in the order of its keys."""
+    """Text that parse_yaml reads as `content` again, with the keys in their order."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

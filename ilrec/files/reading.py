@@ -1,4 +1,4 @@
-"""Files of settings and facts that are read whole: a fault is named by file, line and column."""
+"""Small text files that are read whole. A fault is named by its file, line and column."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from ilrec.files.plain_yaml import parse_yaml
 
 
 def read_text(path: str | Path, mend: str = "") -> str:
-    """A file's text, UTF-8 with or without a byte order mark. InputError where it cannot be read;
-    mend: what to do if it is missing."""
+    """A file's text: UTF-8, with or without a byte order mark.
+
+    Raises InputError if it cannot be read. mend: what the user can do if the file is missing.
+    """
     try:
+        # This encoding drops the mark that some editors put at the beginning of a file.
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file{mend and '; '}{mend}") from None
+        advice = f"; {mend}" if mend else ""
+        raise InputError(f"{path}: no such file{advice}") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8"
@@ -27,13 +31,19 @@ def read_text(path: str | Path, mend: str = "") -> str:
 
 
 def read_json(path: str | Path, mend: str = "") -> Any:
-    """JSON content; InputError names file, line and column where it is missing or malformed. mend:
-    what to do if it is missing."""
+    """The content of a JSON file.
+
+    Raises InputError, with file, line and column, if it is missing or malformed. mend: what the
+    user can do if the file is missing.
+    """
     return _parsed(parse_json, path, mend)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping; InputError names file, line and column where it is missing or malformed."""
+    """A YAML file of `field: value` lines; {} for an empty file.
+
+    Raises InputError, with file, line and column, if it is missing or malformed.
+    """
     content = _parsed(parse_yaml, path, "expected a YAML file of `field: value` lines")
     if content is None:
         return {}

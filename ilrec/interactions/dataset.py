@@ -1,9 +1,11 @@
-"""Who interacted with what: users' item sequences in time order, with leave-one-out splits
-(method.md, Task)."""
+"""Who interacted with what: each user's items in time order, with leave-one-out splits.
+
+A user's last item is the target of the test, the one before it the target of the validation, and
+all items before these two are for training (docs/method.md, Task).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,19 +19,20 @@ from ilrec.items.numbering import numbering_digest
 
 logger = logging.getLogger(__name__)
 
-# One item to train on, one for validation, one for the test.
+# One item to train on, one for the validation, one for the test.
 MIN_ITEMS_PER_USER = 3
 
 
 @dataclass(frozen=True)
 class InteractionDataset:
-    """Users and items are numbered in the order of user_ids and item_ids.
+    """Users and items, numbered in the order of user_ids and item_ids.
 
-    sequences: per user int32 item numbers, oldest first, at least MIN_ITEMS_PER_USER.
-    titles: one per item ("" where the file has none), or None where no item has one.
+    sequences: for each user the int32 numbers of the items, oldest first, at least
+        MIN_ITEMS_PER_USER.
+    titles: one for each item ("" if the file has none for it), or None if no item has a title.
     num_dropped_users: users left out because they have too few items for the three splits.
-    fingerprint: SHA-256 of the files (and of the filter) that it was read from; what is made from
-        it is cached under this.
+    fingerprint: SHA-256 of the files (and of the filter) that the data was read from. Whatever is
+        cached for this data is cached under this name.
     """
 
     name: str
@@ -49,28 +52,33 @@ class InteractionDataset:
         return len(self.item_ids)
 
     def numbering(self, users: slice = slice(None)) -> dict[str, str]:
-        """Digests of the ids of (these) users and of all items, in order: what is stored by their
-        numbers carries them."""
+        """Digests of the ids of all items and of all (or these) users, in their order.
+
+        Results that are stored by user or item number carry these digests, so that they cannot be
+        read with another numbering.
+        """
         return {
             "users_sha256": numbering_digest(self.user_ids[users]),
             "items_sha256": numbering_digest(self.item_ids),
         }
 
     def training_sequences(self) -> Ragged:
-        """Every user's items but the last two."""
+        """Each user's items without the last two."""
         return self.sequences.without_last(2)
 
     def evaluation(self, split: str) -> tuple[Ragged, np.ndarray]:
-        """(histories, int64 targets [users]): the second last item for "valid", the last one for
-        "test".
+        """(histories, int64 targets [users]) of the split "valid" or "test".
 
-        The test history includes the validation item. Raises ValueError on another split.
+        The target is the second last item for "valid" and the last one for "test"; the history is
+        all items before it, so that the history of "test" includes the target of "valid". Raises
+        ValueError on another split.
         """
         if split not in ("valid", "test"):
             raise ValueError(f"split: expected valid or test, got {split!r}")
-        count = 2 if split == "valid" else 1
-        targets = self.sequences.values[self.sequences.ends - count].astype(np.int64)
-        return self.sequences.without_last(count), targets
+        held_out = 2 if split == "valid" else 1
+        target_places = self.sequences.ends - held_out
+        targets = self.sequences.values[target_places].astype(np.int64)
+        return self.sequences.without_last(held_out), targets
 
 
 def assemble(
@@ -81,67 +89,75 @@ def assemble(
     titles: dict[str, str],
     fingerprint: str,
 ) -> InteractionDataset:
-    """A dataset of {user: items}, without the users who have too few items; their number is said.
+    """A dataset of {user: items}, without the users who have too few items.
 
-    Raises InputError, naming `path`, where nobody is left.
+    The number of users left out is logged. Raises InputError, naming `path`, if nobody is left.
     """
-    user_ids = ordered(
-        user for user, sequence in sequences.items() if len(sequence) >= MIN_ITEMS_PER_USER
-    )
-    num_dropped = len(sequences) - len(user_ids)
+    long_enough = []
+    for user, sequence in sequences.items():
+        if len(sequence) >= MIN_ITEMS_PER_USER:
+            long_enough.append(user)
+    user_ids = ordered(long_enough)
+
     if not user_ids:
         raise InputError(
             f"{path}: no user with at least {MIN_ITEMS_PER_USER} items is left; "
             "use more data or, for RecBole files, a lower k_core"
         )
+    num_dropped = len(sequences) - len(user_ids)
     if num_dropped:
         logger.warning(
-            "%s: %d of %d users left out: fewer than %d items",
+            "%s: %d of %d users left out, because they have fewer than %d items",
             path,
             num_dropped,
             len(sequences),
             MIN_ITEMS_PER_USER,
         )
-    listed = [titles.get(item, "") for item in item_ids]
+
+    all_titles = [titles.get(item, "") for item in item_ids]
     return InteractionDataset(
-        name,
-        user_ids,
-        item_ids,
-        Ragged.from_rows(sequences[user] for user in user_ids),
-        listed if any(listed) else None,
-        num_dropped,
-        fingerprint,
+        name=name,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        sequences=Ragged.from_rows(sequences[user] for user in user_ids),
+        titles=all_titles if any(all_titles) else None,
+        num_dropped_users=num_dropped,
+        fingerprint=fingerprint,
     )
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Numeric where all are whole numbers, else by text: the same numbering whatever the order in
-    the file."""
+    """The names sorted as whole numbers if all of them are, else as text.
+
+    Users and items are numbered in this order, so that their numbers do not depend on the order of
+    the lines in a file.
+    """
     names = list(names)
     if all(name.isascii() and name.isdecimal() for name in names):
-        # As int() would order them, which ends at some thousand digits.
-        return sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
+        return sorted(names, key=_number_key)
     return sorted(names)
 
 
+def _number_key(name: str) -> tuple[int, str, str]:
+    """Sorts text of digits as int() would, which refuses more than some thousand digits."""
+    # Without leading zeros, the longer number is the larger one, and two of the same length compare
+    # as text. The name itself comes last: "7" and "07" are different names.
+    digits = name.lstrip("0")
+    return len(digits), digits, name
+
+
 def optional_file(directory: Path, name: str, suffix: str) -> Path | None:
-    """NAME.suffix, else the only *.suffix; None where there is none."""
+    """The file NAME.suffix, or the only file *.suffix, or None if there is none.
+
+    Raises InputError if there are several and none of them is NAME.suffix.
+    """
     if (directory / f"{name}.{suffix}").exists():
         return directory / f"{name}.{suffix}"
     found = sorted(directory.glob(f"*.{suffix}"))
     if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
         raise InputError(
-            f"{directory}: expected {name}.{suffix} or a single *.{suffix}, found "
-            f"{', '.join(p.name for p in found)}; keep one, or rename the right one {name}.{suffix}"
+            f"{directory}: expected {name}.{suffix} or a single *.{suffix}, found {listed}; "
+            f"keep one, or rename the right one {name}.{suffix}"
         )
     return found[0] if found else None
-
-
-def fingerprint_of(paths: Iterable[Path], *parts: object) -> str:
-    """SHA-256 of the files' bytes and of the further parts."""
-    digest = hashlib.sha256(repr(parts).encode())
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

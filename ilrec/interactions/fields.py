@@ -1,6 +1,7 @@
-"""What one field of a data file says: a name, or a number to its last digit.
+"""What one field of a data file holds: a name, or a number that is exact to its last digit.
 
-No whole number passes through a float: a float keeps 53 bits, and nanoseconds since 1970 take 61.
+No whole number passes through a float, because a float keeps 53 bits and a time in nanoseconds
+since 1970 takes 61.
 """
 
 from __future__ import annotations
@@ -12,30 +13,40 @@ from typing import Any
 
 import numpy as np
 
-SHOWN_CHARACTERS = 80  # of a wrong value
-# Half a character, as JSON's \ud83d alone: no text file can hold it.
+# A message shows this many characters of a wrong value.
+SHOWN_CHARACTERS = 80
+# Half a character, as JSON can spell it (\ud83d alone). No text file can hold it.
 SURROGATES = re.compile("[\ud800-\udfff]")
-NUMBER = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII
-)  # with an exponent that Decimal takes
-# How spreadsheets and data frames write a large number that they hold as a float: 1.23457E+12.
+# The exponent has at most nine digits, because Decimal refuses a longer one.
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
+# Spreadsheets and data frames write a large number that they hold as a float like this:
+# 1.23457E+12.
 FLOATED_NAME = re.compile(r"[+-]?\d+\.\d+[eE]\+?\d+", re.ASCII)
-LEAST, MOST = -(2**63), 2**63 - 1  # of an int64
-WHOLE_FLOATS = 2**53  # from here on a float64 does not hold every whole number
-FRACTION_DIGITS = 18  # after the point: as many as an int64 holds
+# The smallest and the largest int64.
+LEAST, MOST = -(2**63), 2**63 - 1
+# From here on a float64 does not hold every whole number.
+WHOLE_FLOATS = 2**53
+# Digits after the point that are kept: as many as fit into an int64.
+FRACTION_DIGITS = 18
 LOST = "has lost its last digits in a float; write the whole number"
 EXACT = Context(prec=len(str(MOST)) + FRACTION_DIGITS)
 
 
 def name_of(value: Any, column: str) -> str:
-    """A user's or an item's name, without spaces around it. ValueError for what is none, or has
-    lost digits."""
+    """The name of a user or an item, without the spaces around it.
+
+    Raises ValueError if the value is no name, or a number that has lost digits.
+    """
     if isinstance(value, str):
         value = value.strip()
-    elif isinstance(value, Decimal) and value.is_finite() and value.as_tuple().exponent == 0:
+    elif isinstance(value, Decimal) and _is_whole_as_written(value):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+
+    # A bool is an int in Python, but it names nobody.
+    is_text_or_whole = isinstance(value, (str, int)) and not isinstance(value, bool)
+    if not is_text_or_whole or value == "":
         raise ValueError(f"{column}: expected a name or a whole number, got {_shown(value)}")
+
     name = str(value)
     if "." in name and FLOATED_NAME.fullmatch(name):
         raise ValueError(f"{column}: {_shown(value)} {LOST}, or text")
@@ -44,25 +55,30 @@ def name_of(value: Any, column: str) -> str:
     return name
 
 
+def _is_whole_as_written(value: Decimal) -> bool:
+    """Whether the number was written without a point and without an exponent."""
+    return value.is_finite() and value.as_tuple().exponent == 0
+
+
 def number_of(value: Any, column: str) -> int | Decimal:
-    """The number as it is written; a Decimal where it has a fraction. ValueError where it is none,
-    or not exact."""
-    is_text, is_float = isinstance(value, str), isinstance(value, float)
-    # Nearly all are one of these two.
+    """The number as it is written: an int, or a Decimal if it has a fraction.
+
+    Raises ValueError if the value is no number, or not exact, or too large for an int64.
+    """
+    # A fast way for nearly all values: an int, or a short text of digits.
     if type(value) is int and LEAST <= value <= MOST:
         return value
-    if is_text and len(value) < FRACTION_DIGITS and value.isascii() and value.isdigit():
-        return int(value)
-    is_number = (
-        is_text or is_float or type(value) in (int, Decimal)
-    )  # and not bool, which is an int
-    text = repr(value) if is_float else str(value).strip()
-    if not is_number or not NUMBER.fullmatch(text):
-        raise ValueError(f"{column}: expected a number, got {_shown(value)}")
-    number = Decimal(text)
+    if isinstance(value, str) and len(value) < FRACTION_DIGITS:
+        if value.isascii() and value.isdigit():
+            return int(value)
+
+    # A positive exponent (1.7e18) is how a float that has lost its last digits is written.
+    number = _decimal_of(value, column)
     exponent = int(number.as_tuple().exponent)
-    if exponent > 0 or (is_float and abs(value) >= WHOLE_FLOATS):
+    is_large_float = isinstance(value, float) and abs(value) >= WHOLE_FLOATS
+    if exponent > 0 or is_large_float:
         raise ValueError(f"{column}: {_shown(value)} {LOST}")
+
     if not LEAST <= number <= MOST:
         raise ValueError(f"{column}: expected a number below 2**63, got {_shown(value)}")
     whole = number.to_integral_value(context=EXACT)
@@ -76,18 +92,31 @@ def number_of(value: Any, column: str) -> int | Decimal:
     return number
 
 
+def _decimal_of(value: Any, column: str) -> Decimal:
+    """The value as the number that its text spells. Raises ValueError if it spells none."""
+    # type() and not isinstance(): a bool is an int, but no number of a file.
+    is_number = isinstance(value, (str, float)) or type(value) in (int, Decimal)
+    text = repr(value) if isinstance(value, float) else str(value).strip()
+    if not is_number or not NUMBER.fullmatch(text):
+        raise ValueError(f"{column}: expected a number, got {_shown(value)}")
+    return Decimal(text)
+
+
 class Times:
-    """Exact times: 8 bytes each, 16 where one of them has a fraction."""
+    """Exact times. Each takes 8 bytes, or 16 as soon as one of them has a fraction."""
 
     def __init__(self) -> None:
         self.wholes = array("q")
-        self.fractions = array("q")  # FRACTION_DIGITS digits of each; empty until one is not 0
+        # The FRACTION_DIGITS digits after the point of each time. Empty until one of them is not 0.
+        self.fractions = array("q")
 
     def append(self, time: int | Decimal) -> None:
-        """A time as number_of gives it."""
+        """Add a time as number_of returns it."""
         if isinstance(time, int) and not self.fractions:
             self.wholes.append(time)
             return
+
+        # The first time with a fraction: all times before it get the fraction 0.
         if not self.fractions:
             self.fractions.frombytes(bytes(8 * len(self.wholes)))
         scaled = int(Decimal(time).scaleb(FRACTION_DIGITS, EXACT))
@@ -96,9 +125,12 @@ class Times:
         self.fractions.append(fraction)
 
     def sort_keys(self) -> list[np.ndarray]:
-        """For np.lexsort, the most important last: int64 [times] each, views."""
-        return [np.frombuffer(times, np.int64) for times in (self.fractions, self.wholes) if times]
+        """Keys for np.lexsort, the most important one last: int64 [times] each, not copied."""
+        parts = (self.fractions, self.wholes)
+        return [np.frombuffer(part, np.int64) for part in parts if part]
 
 
 def _shown(value: Any) -> str:
-    return (str(value) if isinstance(value, Decimal) else repr(value))[:SHOWN_CHARACTERS]
+    """The value as a message shows it."""
+    text = str(value) if isinstance(value, Decimal) else repr(value)
+    return text[:SHOWN_CHARACTERS]

@@ -1,7 +1,7 @@
 """Raw interaction files -> numbers in memory: who (user), what (item), when.
 
-Only what is needed is held: 4 bytes for each user, 4 for each item and 8 for each time (16 where
-times have fractions), and every name once. records.py reads the files, fields.py their fields.
+Only what is needed is held: 4 bytes for each user, 4 for each item and 8 for each time (16 if the
+times have fractions), and every name once. raw_files.py reads the files, fields.py their fields.
 
 Shapes: E interactions.
 """
@@ -20,12 +20,13 @@ import numpy as np
 
 from ilrec.errors import InputError
 from ilrec.interactions.fields import SHOWN_CHARACTERS, Times, name_of, number_of
-from ilrec.interactions.records import Findings, records
+from ilrec.interactions.findings import Findings
+from ilrec.interactions.raw_files import read_records
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the fields: of an interaction, and of an item in the file of titles."""
+    """Names of the fields of an interaction, and of an item in the file of titles."""
 
     user: str
     item: str
@@ -35,7 +36,7 @@ class Columns:
     rating: str | None = None
 
 
-# The releases' own field names: https://nijianmo.github.io/amazon and
+# The field names of the releases themselves: https://nijianmo.github.io/amazon and
 # https://amazon-reviews-2023.github.io
 PRESETS = {
     "amazon_2018": Columns("reviewerID", "asin", "unixReviewTime", "asin", "title", "overall"),
@@ -45,8 +46,10 @@ PRESETS = {
 
 @dataclass
 class RawInteractions:
-    """users_E, items_E: positions in user_names and item_names. times: exact, in the file's own
-    unit."""
+    """All interactions in the order of the files.
+
+    users, items: E positions in user_names and item_names. times: exact, in the unit of the file.
+    """
 
     user_names: dict[str, int] = field(default_factory=dict)
     item_names: dict[str, int] = field(default_factory=dict)
@@ -61,10 +64,13 @@ class RawInteractions:
         self.times.append(when)
 
     def in_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """(users_E int32, items_E int32), by user and time; what happened at once stays in file
-        order."""
-        users_E, items_E = np.frombuffer(self.users, np.int32), np.frombuffer(self.items, np.int32)
-        order = np.lexsort((*self.times.sort_keys(), users_E))  # stable
+        """(users_E int32, items_E int32), sorted by user and then by time.
+
+        The sort is stable: what a user did at the same time stays in the order of the file.
+        """
+        users_E = np.frombuffer(self.users, np.int32)
+        items_E = np.frombuffer(self.items, np.int32)
+        order = np.lexsort((*self.times.sort_keys(), users_E))
         return users_E[order], items_E[order]
 
 
@@ -75,43 +81,43 @@ def read_files(
     min_rating: float | None = None,
     quoted_tsv: bool = False,
 ) -> RawInteractions:
-    """All interactions of the files, in their order. Raises InputError for what is missing or
-    malformed."""
+    """All interactions of the files, in their order.
+
+    min_rating: interactions that are rated lower are counted and left out. Raises InputError for
+    what is missing or malformed.
+    """
+    wanted = [columns.user, columns.item, columns.time]
+    if min_rating is not None and columns.rating:
+        wanted.append(columns.rating)
+
+    # An interaction with one bad field counts as a bad line, and nothing of it is added.
     raw = RawInteractions()
-    rated = min_rating is not None
-    wanted = [
-        columns.user,
-        columns.item,
-        columns.time,
-        *([columns.rating] if rated and columns.rating else []),
-    ]
     for path in paths:
-        for line, (user, item, when, *rating) in records(
-            path, wanted, findings, quoted_tsv=quoted_tsv
-        ):
+        for line, values in read_records(path, wanted, findings, quoted_tsv=quoted_tsv):
             try:
-                parsed = (
-                    name_of(user, columns.user),
-                    name_of(item, columns.item),
-                    _time(when, columns.time),
-                )
-                below = rated and _rating(rating[0], str(columns.rating)) < float(min_rating or 0)
+                user = name_of(values[0], columns.user)
+                item = name_of(values[1], columns.item)
+                when = _time(values[2], columns.time)
+                is_below = False
+                if min_rating is not None:
+                    is_below = _rating(values[3], str(columns.rating)) < min_rating
             except ValueError as error:
                 findings.bad(path, line, str(error))
                 continue
-            if below:
+            if is_below:
                 raw.num_below_rating += 1
             else:
-                raw.add(*parsed)
+                raw.add(user, item, when)
+
+    # If the least rating has removed everything, the message says so.
     if not raw.users:
-        below_all = (
-            f": all {raw.num_below_rating:,} are rated below {min_rating:g}, lower --min_rating"
-            if raw.num_below_rating
-            else ""
-        )
-        raise InputError(
-            f"{', '.join(map(str, paths))}: expected at least one interaction, found none{below_all}"
-        )
+        why = ""
+        if raw.num_below_rating:
+            why = (
+                f": all {raw.num_below_rating:,} are rated below {min_rating:g}, lower --min_rating"
+            )
+        listed = ", ".join(map(str, paths))
+        raise InputError(f"{listed}: expected at least one interaction, found none{why}")
     return raw
 
 
@@ -122,10 +128,12 @@ def read_titles(
     findings: Findings,
     quoted_tsv: bool = False,
 ) -> dict[str, str]:
-    """{item: title as it stands} of the wanted items; the first title of an item counts."""
-    wanted, titles = set(wanted_items), {}
+    """{item: title as it is written} of the wanted items. The first title of an item counts."""
+    # Only these titles are held, because a shop's catalogue may be much larger than the data.
+    wanted = set(wanted_items)
     fields = [columns.title_item, columns.title]
-    for line, (item, title) in records(path, fields, findings, columns.title, quoted_tsv):
+    titles: dict[str, str] = {}
+    for line, (item, title) in read_records(path, fields, findings, columns.title, quoted_tsv):
         try:
             name = name_of(item, columns.title_item)
         except ValueError as error:
@@ -149,7 +157,6 @@ def _rating(value: Any, column: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise ValueError(
-            f"{column}: expected a number, 0 or more, got {repr(value)[:SHOWN_CHARACTERS]}"
-        )
+        shown = repr(value)[:SHOWN_CHARACTERS]
+        raise ValueError(f"{column}: expected a number, 0 or more, got {shown}")
     return number

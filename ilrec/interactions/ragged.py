@@ -1,10 +1,10 @@
-"""Rows of integers of different lengths in one flat array: users' item sequences, items' token
-sequences.
+"""Rows of integers of different lengths in one flat array: the item sequences of users, the token
+sequences of items.
 
-A row is a view, so that ten million interactions cost what their numbers cost, or nothing where the
-array is a memory-mapped file.
+A row is a view of the array, so that ten million interactions take no more memory than their
+numbers, and none if the array is a memory-mapped file.
 
-Shapes: R rows, E entries in all of them.
+Shapes: R rows, E entries in all rows together.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import numpy as np
 
 
 class Ragged(Sequence[np.ndarray]):
-    """values: integers [E or more]. starts, ends: int64 [R]; row r is values[starts[r]:ends[r]]."""
+    """values: integers, E or more. starts, ends: int64 [R]. Row r is values[starts[r]:ends[r]]."""
 
     def __init__(self, values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
-        self.values, self.starts, self.ends = values, starts, ends
+        self.values = values
+        self.starts = starts
+        self.ends = ends
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
-        """Rows of these lengths, one after the other."""
+        """Rows of these lengths that follow one another in `values`."""
         ends = np.cumsum(lengths, dtype=np.int64)
         return cls(values, ends - lengths, ends)
 
@@ -31,11 +33,12 @@ class Ragged(Sequence[np.ndarray]):
     def from_rows(
         cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type = np.int32
     ) -> Ragged:
+        """The rows, copied into one array."""
         arrays: list[np.ndarray] = [np.asarray(row, dtype=dtype) for row in rows]
+        # The empty array makes this work, with the right type, for no rows at all.
         values = np.concatenate([np.empty(0, dtype=dtype), *arrays])
-        return cls.from_lengths(
-            values, np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))
-        )
+        lengths = np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))
+        return cls.from_lengths(values, lengths)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -60,5 +63,5 @@ class Ragged(Sequence[np.ndarray]):
         return self.ends - self.starts
 
     def without_last(self, count: int) -> Ragged:
-        """Every row but its last `count` entries; empty where it has no more than these."""
+        """Each row without its last `count` entries; a row that has no more becomes empty."""
         return Ragged(self.values, self.starts, np.maximum(self.ends - count, self.starts))

@@ -1,19 +1,18 @@
-"""Who is number 0, 1, 2, ...: what is indexed by such numbers carries a digest of it, and is used
-with no other numbering.
+"""A digest of who is number 0, 1, 2, ... What is stored by such numbers carries the digest, and is
+not used with another numbering.
 
-Equal shapes prove nothing: two catalogues may have one size, and one catalogue two orders.
+Equal shapes prove nothing: two catalogues may have the same size, and one catalogue two orders.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
+
+from ilrec.files.digests import blocks_digest
 
 
 def numbering_digest(names: Iterable[str]) -> str:
-    """SHA-256 of the names, of items or of users, in their order."""
-    digest = hashlib.sha256()
-    for name in names:
-        encoded = name.encode()
-        digest.update(b"%d:%b" % (len(encoded), encoded))  # the length keeps ab, c apart from a, bc
-    return digest.hexdigest()
+    """SHA-256 of the names of items or users in their order, as hexadecimal text."""
+    encoded = (name.encode() for name in names)
+    # The length keeps the names "ab", "c" apart from "a", "bc".
+    return blocks_digest(b"%d:%b" % (len(name), name) for name in encoded)

@@ -14,7 +14,7 @@ from ilrec.files.reading import read_json
 from ilrec.merging.adapter import Adapter, read_adapter
 from ilrec.merging.adapter_settings import CONFIG
 from ilrec.merging.plan import text_config
-from ilrec.training.checkpoints import MANIFEST
+from ilrec.training.manifest import MANIFEST
 from ilrec.weights.tensor_files import StoredTensor, read_tensors
 
 # So many metrics of a run's log are shown.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ilrec.errors import InputError
 from ilrec.merging.adapter_settings import CONFIG
 from ilrec.model.source import find_base, local_directory, refuse_pointers
-from ilrec.training.checkpoints import MANIFEST, find_fault
+from ilrec.training.manifest import MANIFEST, find_fault
 from ilrec.training.recorded_base import check_base
 from ilrec.weights.tensor_files import read_header
 

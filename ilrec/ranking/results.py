@@ -1,8 +1,7 @@
-"""ranking.json: metrics together with the protocol that they were measured under, and the table
-people read.
+"""ranking.json (metrics, and the protocol that they were measured under) and the table for people.
 
-Beside it ranking.npy, the target's rank for each user, for tests between methods (a paired
-bootstrap) and for looking closer.
+ranking.npy lies beside it: the target's rank for each user, for tests between two methods (a paired
+bootstrap) and for a closer look.
 """
 
 from __future__ import annotations
@@ -19,27 +18,33 @@ from ilrec.errors import InputError
 from ilrec.files.outputs import check_file, whole_file
 
 CUTOFFS = (1, 5, 10, 20)
+# The names of metrics as a table shows them.
+TITLES = {"hit": "Hit", "ndcg": "NDCG"}
 
 
 def write_ranking(
-    path: str | Path, metrics: Mapping[str, float], protocol: Mapping[str, Any], ranks_U: Tensor
+    path: str | Path,
+    metrics: Mapping[str, float],
+    protocol: Mapping[str, Any],
+    target_ranks_U: Tensor,
 ) -> None:
-    """Both files, in place of older ones, once both are written whole. ranks_U: int64 [users], in
-    the data set's order of users.
+    """Write both files. Older ones are replaced, both or neither.
 
-    Raises InputError where they cannot be written; check_ranking finds out before the work.
+    target_ranks_U: int64 [users], in the order of the data set's users. Raises InputError if the
+    files cannot be written; check_ranking finds that out before the work.
     """
     with whole_file(path) as metrics_file, whole_file(_ranks_file(path)) as ranks_file:
-        np.save(ranks_file, ranks_U.numpy())
+        np.save(ranks_file, target_ranks_U.numpy())
         content = {"metrics": dict(metrics), "protocol": dict(protocol)}
         metrics_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def check_ranking(path: str | Path) -> None:
-    """InputError where write_ranking could not write. Leaves nothing behind."""
+    """Raises InputError if write_ranking could not write. Leaves nothing behind."""
     if _ranks_file(path) == Path(path):
         raise InputError(
-            f"{path}: this name is for the ranks beside the metrics; expected one such as ranking.json"
+            f"{path}: this name is for the ranks beside the metrics; expected one such as "
+            "ranking.json"
         )
     for file in (path, _ranks_file(path)):
         check_file(file)
@@ -50,15 +55,18 @@ def _ranks_file(path: str | Path) -> Path:
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:
-    """One line per row name, one column per metric; a metric that a row lacks is a dash."""
+    """One line for each row's name, one column for each metric. A missing metric is a dash."""
     width = max(len(name) for name in rows)
     lines = [" " * width + "".join(f"  {_title(column):>8}" for column in columns)]
     for name, metrics in rows.items():
-        cells = "".join(f"  {metrics[c]:8.4f}" if c in metrics else f"  {'-':>8}" for c in columns)
-        lines.append(f"{name:<{width}}{cells}")
+        line = f"{name:<{width}}"
+        for column in columns:
+            line += f"  {metrics[column]:8.4f}" if column in metrics else f"  {'-':>8}"
+        lines.append(line)
     return "\n".join(lines)
 
 
 def _title(metric: str) -> str:
+    """hit@5 -> Hit@5"""
     name, _, cutoff = metric.partition("@")
-    return {"hit": "Hit", "ndcg": "NDCG"}.get(name, name) + "@" + cutoff
+    return f"{TITLES.get(name, name)}@{cutoff}"

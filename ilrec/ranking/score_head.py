@@ -1,8 +1,8 @@
-"""Logits in float32 for what is ranked, whatever the model's own precision.
+"""Logits in float32 for ranking, whatever the model's own precision.
 
-A bfloat16 logit has 8 bits: near 16 its neighbours are 1/8 apart, so that many items of a catalogue
-get the very same score, and a tie counts against the target. States and weights stay as the model
-has them; only their products are summed and kept in float32.
+A bfloat16 logit has 8 bits. Near 16, neighbouring values are 1/8 apart, so many items of a
+catalogue get exactly the same score, and a tie counts against the target. States and weights stay
+as the model has them. Only their products are summed and kept in float32.
 
 Shapes: N positions, H hidden, V vocabulary, R trained token rows.
 """
@@ -21,8 +21,10 @@ from ilrec.ops.head_gemm import Head
 
 
 class ScoreHead(nn.Module):
-    """In the LM head's place: hidden states [..., H] -> logits [..., V], float32 (float64 for such
-    a model). No copy of the weight."""
+    """Takes the LM head's place: hidden states [..., H] -> logits [..., V], float32.
+
+    float64 for a float64 model. Makes no copy of the weight.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -30,6 +32,7 @@ class ScoreHead(nn.Module):
         self.head = prepared_head(model)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        # The prepared head hands _project its weight, and its trained rows if there are any.
         return self.head(hidden, None, _project)
 
 
@@ -48,7 +51,10 @@ def _project(
 
 
 def score_in_float32(model: PreTrainedModel | PeftModel) -> None:
-    """Give the model a ScoreHead, in place, once its adapters are there and it lies on its device.
-    InputError as prepare_heads."""
+    """Give the model a ScoreHead, in place.
+
+    Call it when the model has its adapter and lies on its device. Raises the InputErrors of
+    prepare_heads.
+    """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base.set_output_embeddings(ScoreHead(base))

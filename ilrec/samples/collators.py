@@ -1,5 +1,5 @@
 """Samples -> tensors: padded on the right to train, flattened into one row to train without
-padding, prompts to rank.
+padding, and prompts padded on the left to rank.
 
 Shapes: B batch, T sequence (padded).
 """
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
-from ilrec.samples.prefixes import IGNORE_INDEX
+from ilrec.samples.builder import IGNORE_INDEX
 
 
 class TrainingCollator:
-    """Samples -> int64 tensors, padded on the right, where causal attention never looks back from a
-    real token.
+    """Samples -> input_ids, attention_mask and labels, int64 [B, T], padded on the right.
 
-    input_ids, attention_mask, labels [B, T].
+    With causal attention no real token looks at the padding after it.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -29,19 +28,20 @@ class TrainingCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         input_ids = [sample["input_ids"] for sample in samples]
+        labels = [sample["labels"] for sample in samples]
         return {
             "input_ids": _padded(input_ids, self.pad_token_id, left=False),
-            "attention_mask": _padded(([1] * len(ids) for ids in input_ids), 0, left=False),
-            "labels": _padded((sample["labels"] for sample in samples), IGNORE_INDEX, left=False),
+            "attention_mask": _padded(_ones(input_ids), 0, left=False),
+            "labels": _padded(labels, IGNORE_INDEX, left=False),
         }
 
 
 def flattening_collator(boundaries: bool) -> DataCollatorWithFlattening:
-    """Samples -> one row [1, T] without padding: input_ids, labels, position_ids from 0 in each
-    sample, no attention_mask.
+    """Samples -> one row [1, T] without padding: input_ids, labels, and position_ids that begin
+    anew at 0 in each sample. There is no attention_mask.
 
-    boundaries: also where each sample begins and ends, for flash_attention_2, which otherwise
-        searches position_ids for it.
+    boundaries: also return where each sample begins and ends. flash_attention_2 reads that;
+        without it, it searches position_ids for the places.
     """
     return DataCollatorWithFlattening(
         return_tensors="pt", separator_id=IGNORE_INDEX, return_flash_attn_kwargs=boundaries
@@ -49,30 +49,38 @@ def flattening_collator(boundaries: bool) -> DataCollatorWithFlattening:
 
 
 class PromptCollator:
-    """Evaluation samples -> prompts without their responses, int64, padded on the left, so that all
-    end together.
+    """Evaluation samples -> prompts without their responses: input_ids and attention_mask, int64
+    [B, T], and target_item [B].
 
-    input_ids, attention_mask [B, T]; target_item [B].
+    They are padded on the left, so that all of them end, and beam search begins, in one column.
     """
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        prompts = [
-            sample["input_ids"][: sample["labels"].count(IGNORE_INDEX)] for sample in samples
-        ]
+        prompts = []
+        for sample in samples:
+            num_prompt_tokens = sample["labels"].count(IGNORE_INDEX)
+            prompts.append(sample["input_ids"][:num_prompt_tokens])
         return {
             "input_ids": _padded(prompts, self.pad_token_id, left=True),
-            "attention_mask": _padded(([1] * len(ids) for ids in prompts), 0, left=True),
+            "attention_mask": _padded(_ones(prompts), 0, left=True),
             "target_item": torch.tensor([sample["items"][-1] for sample in samples]),
         }
 
 
+def _ones(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The attention mask of real tokens."""
+    return [[1] * len(row) for row in rows]
+
+
 def _padded(rows: Iterable[Sequence[int] | np.ndarray], value: int, left: bool) -> Tensor:
+    """int64 [B, longest row], with `value` before (left) or after each row."""
     rows = list(rows)
     width = max(len(row) for row in rows)
     padded_BT = np.full((len(rows), width), value, dtype=np.int64)
     for padded_T, row in zip(padded_BT, rows, strict=True):
-        padded_T[width - len(row) if left else 0 : width if left else len(row)] = row
+        begin = width - len(row) if left else 0
+        padded_T[begin : begin + len(row)] = row
     return torch.from_numpy(padded_BT)

@@ -1,11 +1,13 @@
-"""How a history and an item are written: prefix, items joined by the separator, suffix; the target.
+"""How a history and an item are written: prefix, items joined by the separator, suffix; then the
+target.
 
-One contract for training and ranking. Each piece is tokenised by itself, so that a text starts with
-the space that sets it apart from the one before and never ends with one.
+Training and ranking use the same writing. Each piece is tokenized by itself. So a text begins with
+the space that separates it from the one before, and never ends with one.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import unicodedata
 from collections.abc import Sequence
@@ -26,61 +28,67 @@ logger = logging.getLogger(__name__)
 
 
 class Prompt(Protocol):
-    """One item format with its wording. An empty prefix, separator or suffix is allowed: tokens
-    cost compute."""
+    """One item format with its wording. Prefix, separator and suffix may be empty, because each
+    token of them costs compute."""
 
     prefix: str
     separator: str
     suffix: str
 
     def item_text(self, item: int) -> str:
-        """The item for readers, and for a tokenizer made from scratch."""
+        """The item as text, for readers and for a tokenizer that is made from scratch."""
 
     def item_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Each item's tokens, int32, the same in a history and as a response.
 
-        Raises InputError where items would be mixed up.
+        Raises InputError if items would be mixed up.
         """
 
     def new_tokens(self) -> list[str]:
-        """Tokens that the tokenizer must know as one each, in a fixed order; none for text."""
+        """Texts that the tokenizer must know as one token each, in a fixed order; none for
+        titles."""
 
 
 @dataclass(frozen=True)
 class Wording:
-    """The text around the items; None takes the item format's own."""
+    """The text around the items. None means the item format's own text."""
 
     prefix: str | None
     separator: str | None
     suffix: str | None
 
     def filled(self, prefix: str, separator: str, suffix: str) -> tuple[str, str, str]:
-        given = (self.prefix, self.separator, self.suffix)
-        own = (prefix, separator, suffix)
-        first, second, third = (o if g is None else g for g, o in zip(given, own, strict=True))
-        return first, second, third
+        """(prefix, separator, suffix), with these for what is None."""
+        return (
+            prefix if self.prefix is None else self.prefix,
+            separator if self.separator is None else self.separator,
+            suffix if self.suffix is None else self.suffix,
+        )
 
 
 class TitlePrompt:
     """Items by quoted title (BIGRec, Bao et al. 2023). Items with the same title cannot be told
     apart.
 
-    Titles that differ in case, further spaces or the form of their characters (NFKC) alone count as
-    the same where the tokenizer writes them alike. Raises InputError where an item has no title.
+    Titles count as the same if they differ only in case, in further spaces or in the form of their
+    characters (NFKC), and the tokenizer writes them alike. Raises InputError if an item has no
+    title.
     """
 
     def __init__(self, titles: Sequence[str], wording: Wording) -> None:
         untitled = [item for item, title in enumerate(titles) if not title]
         if untitled:
             raise InputError(
-                f"item_format: title needs a title for each item; {len(untitled)} of {len(titles)} have "
-                f"none, first number {untitled[0]} in catalogue order; add titles, or use semantic_id"
+                f"item_format: title needs a title for each item; {len(untitled)} of "
+                f"{len(titles)} have none, first number {untitled[0]} in catalogue order; "
+                "add titles, or use semantic_id"
             )
         self.titles = titles
         self.prefix, self.separator, self.suffix = wording.filled(
-            "### Instruction: Given the items that a user chose, oldest first, recommend the next item.\n### Input:",
-            ",",
-            "\n### Response:",
+            prefix="### Instruction: Given the items that a user chose, oldest first, recommend "
+            "the next item.\n### Input:",
+            separator=",",
+            suffix="\n### Response:",
         )
 
     def item_text(self, item: int) -> str:
@@ -99,33 +107,34 @@ class TitlePrompt:
 class SemanticIdPrompt:
     """Items by semantic ID, `<a_12><b_3><c_77>` (LC-Rec, Zheng et al. 2024): a token for each code.
 
-    Raises InputError where two items have the same one.
+    Raises InputError if two items have the same ID.
     """
 
     def __init__(self, semantic_ids: Sequence[SemanticId], wording: Wording) -> None:
         first_with: dict[SemanticId, int] = {}
         for item, codes in enumerate(semantic_ids):
-            if (first := first_with.setdefault(codes, item)) != item:
+            first = first_with.setdefault(codes, item)
+            if first != item:
                 raise InputError(
-                    f"semantic IDs: items number {first} and {item} in catalogue "
-                    f"order have the same one, {''.join(codes)}; expected one for "
-                    "each item"
+                    f"semantic IDs: items number {first} and {item} in catalogue order have the "
+                    f"same one, {''.join(codes)}; expected one for each item"
                 )
         self.semantic_ids = semantic_ids
         self.prefix, self.separator, self.suffix = wording.filled(
-            "### Instruction: The user has interacted with these items in chronological order:",
-            ",",
-            ". Predict the next item that the user may expect.\n### Response:",
+            prefix="### Instruction: The user has interacted with these items in chronological "
+            "order:",
+            separator=",",
+            suffix=". Predict the next item that the user may expect.\n### Response:",
         )
 
     def item_text(self, item: int) -> str:
         return "".join(self.semantic_ids[item])
 
     def item_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """A number for each code. Items differ in their codes, and codes in their numbers."""
-        numbers = code_ids(tokenizer, self.new_tokens())
-        flat = (numbers[code] for codes in self.semantic_ids for code in codes)
-        values = np.fromiter(flat, np.int32)
+        """A token number for each code. Items differ in their codes, and codes in their numbers."""
+        number_of = code_ids(tokenizer, self.new_tokens())
+        all_codes = itertools.chain.from_iterable(self.semantic_ids)
+        values = np.fromiter((number_of[code] for code in all_codes), np.int32)
         return Ragged.from_lengths(values, np.fromiter(map(len, self.semantic_ids), np.int64))
 
     def new_tokens(self) -> list[str]:
@@ -133,35 +142,43 @@ class SemanticIdPrompt:
 
 
 def check_apart(titles: Sequence[str], ids: Ragged) -> None:
-    """InputError where different titles have the same tokens. Says how many have the same title."""
+    """Raises InputError if different titles have the same tokens. Logs how many items have the same
+    title as another."""
+    # Pairs of items with the same tokens: the first that has them, and each later one.
     first_with: dict[bytes, int] = {}
-    firsts = [first_with.setdefault(row.tobytes(), item) for item, row in enumerate(ids)]
-    alike = [(first, item) for item, first in enumerate(firsts) if first != item]
-    mixed_up = [
-        (first, item)
-        for first, item in alike
-        if _same_for_readers(titles[first]) != _same_for_readers(titles[item])
-    ]
+    alike = []
+    for item, row in enumerate(ids):
+        first = first_with.setdefault(row.tobytes(), item)
+        if first != item:
+            alike.append((first, item))
+
+    # That several items have one title is normal. That two titles have the same tokens is a fault,
+    # because the model could not learn which of them is meant.
+    mixed_up = []
+    for first, item in alike:
+        if _same_for_readers(titles[first]) != _same_for_readers(titles[item]):
+            mixed_up.append((first, item))
     if mixed_up:
         first, item = mixed_up[0]
         raise InputError(
             f"item_format: title: {len(mixed_up)} of {len(titles)} items have the same tokens as "
             f"an item of another title, first {titles[item]!r} (number {item} in catalogue order) "
-            f"and {titles[first]!r} (number {first}): the tokenizer cannot write what sets them "
-            "apart; take a model that can, or item_format: semantic_id"
+            f"and {titles[first]!r} (number {first}): the tokenizer cannot write the characters "
+            "in which they differ; take a model that can, or item_format: semantic_id"
         )
     if alike:
+        _, item = alike[0]
         logger.warning(
-            "%d of %d items have the same title as an item before them, first %r: they "
-            "cannot be told apart, and a tie counts against the target",
+            "%d of %d items have the same title as an item before them, first %r: they cannot be "
+            "told apart, and a tie counts against the target",
             len(alike),
             len(titles),
-            titles[alike[0][1]],
+            titles[item],
         )
 
 
 def check_readable(titles: Sequence[str], ids: Ragged, tokenizer: PreTrainedTokenizerBase) -> None:
-    """InputError where a title holds the end token. Says how many hold the unknown one."""
+    """Raises InputError if a title holds the end token. Logs how many hold the unknown token."""
     ended = _items_with(tokenizer.eos_token_id, ids)
     if len(ended):
         raise InputError(
@@ -180,11 +197,11 @@ def check_readable(titles: Sequence[str], ids: Ragged, tokenizer: PreTrainedToke
 
 
 def _items_with(token_id: int | None, ids: Ragged) -> np.ndarray:
-    """int64, ascending: the items with this token."""
+    """int64, ascending: the items that have this token."""
     places = np.flatnonzero(ids.values == token_id)
     return np.unique(np.searchsorted(ids.ends, places, side="right"))
 
 
 def _same_for_readers(title: str) -> str:
-    """A title without case, further spaces and forms of the same character."""
+    """A title without case, further spaces, and different forms of the same character."""
     return " ".join(unicodedata.normalize("NFKC", title).casefold().split())

@@ -1,12 +1,11 @@
-"""The recommendation task of one data directory: interactions, items as text, samples and trie for
-a tokenizer.
+"""The recommendation task of one data directory: interactions, items as text, and for a tokenizer
+the samples and the trie.
 
 Training and ranking both start here, so that both render users and items in the same way.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,25 @@ from transformers import PreTrainedTokenizerBase
 
 from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
+from ilrec.files.digests import text_digest
 from ilrec.files.reading import read_json
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.reading import read_interactions
-from ilrec.items.semantic_ids import read_semantic_ids, resolve_collisions, write_semantic_ids
+from ilrec.items.semantic_ids import (
+    SemanticId,
+    read_semantic_ids,
+    resolve_collisions,
+    write_semantic_ids,
+)
 from ilrec.items.trie import ItemTrie
-from ilrec.samples.prefixes import SampleBuilder, TrainingSamples
+from ilrec.samples.builder import SampleBuilder
+from ilrec.samples.prefixes import TrainingSamples
 from ilrec.samples.prompts import Prompt, SemanticIdPrompt, TitlePrompt, Wording
 from ilrec.samples.windows import TrainingWindows
 
 logger = logging.getLogger(__name__)
 
-# Beside a trained model: the semantic IDs that it was trained with.
+# The file beside a trained model with the semantic IDs that it was trained with.
 ITEM_INDEX = "item_index.json"
 
 
@@ -38,7 +44,7 @@ class RecommendationTask:
     config: DataConfig
     dataset: InteractionDataset
     prompt: Prompt
-    semantic_ids: list[tuple[str, ...]] | None
+    semantic_ids: list[SemanticId] | None
 
     def sample_builder(self, tokenizer: PreTrainedTokenizerBase) -> SampleBuilder:
         config = self.config
@@ -51,14 +57,14 @@ class RecommendationTask:
         )
 
     def training_samples(self, builder: SampleBuilder) -> TrainingSamples | TrainingWindows:
-        samples: Any = {"last_item": TrainingSamples, "every_item": TrainingWindows}[
-            self.config.supervision
-        ]
-        return samples(self.dataset, builder)
+        if self.config.supervision == "every_item":
+            return TrainingWindows(self.dataset, builder)
+        return TrainingSamples(self.dataset, builder)
 
     def identity(self) -> dict[str, Any]:
-        """What lies at the settings' paths, by its digest: {"path", "sha256"} of each."""
-        ids = hashlib.sha256(repr(self.semantic_ids).encode()).hexdigest()
+        """The digests of what was read from the paths in the settings: {"path", "sha256"} of
+        each."""
+        ids = text_digest(repr(self.semantic_ids))
         index = self.config.semantic_ids or self.config.data
         return {
             "data": {"path": self.config.data, "sha256": self.dataset.fingerprint},
@@ -66,17 +72,18 @@ class RecommendationTask:
         }
 
     def write_item_index(self, path: str | Path) -> None:
-        """The semantic IDs that the model was trained with, so that ranking does not depend on the
-        data directory's."""
+        """Write the semantic IDs beside the model, so that ranking does not depend on the data
+        directory's index. Writes nothing if items are titles."""
         if self.semantic_ids is not None:
             write_semantic_ids(path, self.dataset.item_ids, self.semantic_ids)
 
     def check_learned_index(self, path: Path) -> None:
-        """`path`: the item_index.json beside the model that training starts from, which says what
-        its tokens mean.
+        """Compare with the item index of the model that training starts from, which says what the
+        model's item tokens mean.
 
-        Raises InputError where it gives the same items other semantic IDs. Another catalogue, which
-        may use some of the same names, is warned of.
+        path: that model's item_index.json; nothing is compared if it is not there. Raises
+        InputError if the same items have other semantic IDs in it. Another catalogue, which may
+        share some names with this one, only causes a warning.
         """
         if self.semantic_ids is None or not path.exists():
             return
@@ -90,14 +97,16 @@ class RecommendationTask:
         moved = [item for item in shared if learned[item] != list(ids[item])]
         if not moved:
             return
+        first = moved[0]
         fault = (
-            f"{path}: item {moved[0]!r} is {learned[moved[0]]} there and {list(ids[moved[0]])} in {self.config.data} "
-            f"({len(moved)} of {len(shared)} items differ)"
+            f"{path}: item {first!r} is {learned[first]} there and {list(ids[first])} in "
+            f"{self.config.data} ({len(moved)} of {len(shared)} items differ)"
         )
+        # With the same catalogue there is no doubt that the tokens mean something else now.
         if ids.keys() == learned.keys():
             raise InputError(
-                f"{fault}: the model has learned other tokens for these items; train with --semantic_ids {path}, or "
-                "start from a model that knows none of them"
+                f"{fault}: the model has learned other tokens for these items; train with "
+                f"--semantic_ids {path}, or start from a model that knows none of them"
             )
         logger.warning("%s: taken for another catalogue with some of the same names", fault)
 
@@ -110,34 +119,37 @@ def load_task(config: DataConfig) -> RecommendationTask:
     if config.item_format == "title":
         if dataset.titles is None:
             raise InputError(
-                f"{config.data}: item_format is title, and the data has no titles: expected *.item.json or *.item; "
-                "add it, or train with item_format: semantic_id"
+                f"{config.data}: item_format is title, and the data has no titles: expected "
+                "*.item.json or *.item; add it, or train with item_format: semantic_id"
             )
         return RecommendationTask(config, dataset, TitlePrompt(dataset.titles, wording), None)
+
+    # The index beside the data is the default. Ranking names the one beside the model.
     path = Path(config.semantic_ids) if config.semantic_ids else _index_file(config.data)
-    read = read_semantic_ids(path, dataset.item_ids)
-    semantic_ids = resolve_collisions(read)
-    num_moved = sum(a != b for a, b in zip(read, semantic_ids, strict=True))
-    if num_moved:
+    as_read = read_semantic_ids(path, dataset.item_ids)
+    semantic_ids = resolve_collisions(as_read)
+    num_changed = sum(old != new for old, new in zip(as_read, semantic_ids, strict=True))
+    if num_changed:
         logger.warning(
             "%s: %d items share their semantic ID with another; each got one more token",
             path,
-            num_moved,
+            num_changed,
         )
-    return RecommendationTask(
-        config, dataset, SemanticIdPrompt(semantic_ids, wording), semantic_ids
-    )
+    prompt = SemanticIdPrompt(semantic_ids, wording)
+    return RecommendationTask(config, dataset, prompt, semantic_ids)
 
 
 def _index_file(directory: str) -> Path:
     found = sorted(Path(directory).glob("*.index.json"))
     if len(found) != 1:
         raise InputError(
-            f"{directory}: expected one *.index.json with semantic IDs, found {len(found)}; make one with "
-            "tools/build_semantic_ids.py, or train with semantic_ids: FILE or with item_format: title"
+            f"{directory}: expected one *.index.json with semantic IDs, found {len(found)}; make "
+            "one with tools/build_semantic_ids.py, or train with semantic_ids: FILE or with "
+            "item_format: title"
         )
     return found[0]
 
 
 def item_trie(builder: SampleBuilder) -> ItemTrie:
+    """The trie of all items' responses."""
     return ItemTrie.from_sequences(builder.response_sequences())

@@ -1,7 +1,7 @@
 """Codes of semantic IDs as tokens of a tokenizer: one code, one token, known by its number.
 
-Codes are never written as text and tokenized again: a normalizer would rewrite them, and codes that
-are words already would run together ("1", "23" and "12", "3"). Nothing would say so.
+Codes are never written as text and tokenized again. A normalizer would rewrite them, and codes that
+are words already would run together ("1", "23" and "12", "3"), without any error.
 """
 
 from __future__ import annotations
@@ -14,40 +14,38 @@ from transformers import PreTrainedTokenizerBase
 
 from ilrec.errors import InputError
 
-# What no code may be: the end token would end an item early, the others are masked or mean nothing.
+# What no code may be: the end token would end an item early, and the others are masked or have no
+# meaning of their own.
 ROLES = ("eos_token", "bos_token", "pad_token", "unk_token")
 
 
 def add_codes(tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]) -> int:
-    """Make a token of each code that the vocabulary lacks. Returns how many these are.
+    """Make a token of each code that the vocabulary lacks. Returns how many were added.
 
-    A code that is a token already, a plain number say, stays what it is: an added token would be
-    cut out of every text.
+    A code that is a token already, such as a plain number, stays what it is: as an added token it
+    would be cut out of every text.
     """
     vocabulary = tokenizer.get_vocab()
     new = [code for code in codes if code not in vocabulary]
     if new:
+        # First, so that no new token gets the number of an old one.
         _fill_holes(tokenizer)
-        # Any tokenizer that reads a text takes them as they stand. They are not special, because
-        # servers leave special tokens out of their answers.
-        tokenizer.add_tokens(
-            [
-                AddedToken(
-                    code,
-                    single_word=False,
-                    lstrip=False,
-                    rstrip=False,
-                    normalized=False,
-                    special=False,
-                )
-                for code in new
-            ]
-        )
+        tokenizer.add_tokens([_code_token(code) for code in new])
     return len(new)
 
 
+def _code_token(code: str) -> AddedToken:
+    """A token that every tokenizer finds in a text as it stands.
+
+    It is not special, because servers leave special tokens out of their answers.
+    """
+    return AddedToken(
+        code, single_word=False, lstrip=False, rstrip=False, normalized=False, special=False
+    )
+
+
 def code_ids(tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]) -> dict[str, int]:
-    """{code: token number}, each number one code's alone. InputError where it is not so."""
+    """{code: token number}. Raises InputError if a code has no number of its own."""
     vocabulary = tokenizer.get_vocab()
     unknown = [code for code in codes if code not in vocabulary]
     if unknown:
@@ -57,13 +55,18 @@ def code_ids(tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]) -> dict[s
             "trained with"
         )
     numbers = {code: vocabulary[code] for code in codes}
+
     for role in ROLES:
-        if (token := getattr(tokenizer, role)) in numbers:
+        token = getattr(tokenizer, role)
+        if token in numbers:
             raise InputError(
                 f"semantic IDs: the code {token!r} is the tokenizer's {role}; expected codes that "
                 "mean nothing else: give it another name in *.index.json"
             )
-    wanted, owners = set(numbers.values()), dict[int, str]()
+
+    # A tokenizer that some other program extended may have two tokens on one number.
+    wanted = set(numbers.values())
+    owners: dict[int, str] = {}
     for token, number in vocabulary.items():
         if number in wanted and owners.setdefault(number, token) != token:
             one, other = sorted((token, owners[number]))
@@ -75,9 +78,10 @@ def code_ids(tokenizer: PreTrainedTokenizerBase, codes: Sequence[str]) -> dict[s
 
 
 def _fill_holes(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Name the numbers that no token has.
+    """Give a name to each number that no token has.
 
-    The library numbers a new token by how many there are: with holes, that is an old one's number.
+    The library numbers a new token by the count of tokens. If numbers are unused, that is the
+    number of an old token.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     taken = set(tokenizer.get_vocab().values())
@@ -86,5 +90,5 @@ def _fill_holes(tokenizer: PreTrainedTokenizerBase) -> None:
         return
     state = json.loads(backend.to_str())
     state["model"]["vocab"] |= {f"<unused number {number}>": number for number in holes}
-    # There is no public way to exchange it.
+    # There is no public way to exchange the backend.
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))  # type: ignore[attr-defined]

@@ -1,15 +1,16 @@
-"""What decides the result of a run: its settings, and the contents of all that they name.
+"""A run's identity: everything that decides its result.
 
-Checkpoints and final/ record it. A run that goes on from a checkpoint must share it; another one is
-refused before anything is loaded (training/checkpoints.py). Of the settings it is every one but
-MAY_CHANGE, of files their digest: where they lie does not count. Machine, versions and number of
-ranks are no part of it: they move the numbers by rounding.
+That is every setting except those in MAY_CHANGE, and the contents of all files that the settings
+name. Where the files lie does not count. Machine, versions and number of ranks are no part of it,
+because they change the numbers only by rounding.
+
+Checkpoints and final/ record the identity. A run may continue a checkpoint only if both have the
+same one; another run's checkpoint is refused before anything is loaded (manifest.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,40 +19,39 @@ from typing import Any
 from ilrec.collaborative import sasrec
 from ilrec.config.sections import TrainConfig, TrainingConfig
 from ilrec.errors import InputError
+from ilrec.files.digests import fingerprint_of, text_digest
 from ilrec.files.reading import read_json
-from ilrec.interactions.dataset import fingerprint_of
 from ilrec.model.loading import FLASH_ATTENTION, choose_attention, choose_dtype, is_materialised
 from ilrec.model.source import find_model, local_directory
 from ilrec.samples.batches import is_flattened
 from ilrec.samples.task import RecommendationTask
+from ilrec.training.ds_config import deciding_settings
 from ilrec.training.together import agreed
-from ilrec.training.zero3 import deciding_settings
 from ilrec.weights.fingerprint import file_fingerprint, weights_fingerprint
 
-# What a run that goes on from a checkpoint may be given anew. Every other field of
-# ilrec/config/sections.py decides the result and is part of the identity, also one that is added
-# later.
+# The settings that may differ between a checkpoint and the run that continues it. Every other field
+# of ilrec/config/sections.py is part of the identity, also a field that is added later.
 MAY_CHANGE = frozenset(
     {
-        # paths: what lies there counts, by its digest
+        # Paths. The digest of what lies there counts instead.
         "model",
         "base",
         "data",
         "semantic_ids",
         "sasrec",
         "output_dir",
-        # how samples are cut into micro-steps and ranks: those of one optimizer step count,
-        # together
+        # How the samples of one optimizer step are divided among micro-steps and ranks. All samples
+        # of the step together count instead.
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "batch_layout",
-        # the same numbers but for rounding, by another way
+        # Another way to the same numbers, except for rounding.
         "attn_implementation",
         "gradient_checkpointing",
         "backend",
         "slab_mib",
         "dataloader_num_workers",
-        # logging, saving, evaluation
+        # Logging, saving, evaluation.
         "logging_steps",
         "save_steps",
         "save_total_limit",
@@ -59,12 +59,12 @@ MAY_CHANGE = frozenset(
         "eval_steps",
         "per_device_eval_batch_size",
         "resume",
-        # the length of the run, where the schedule of the learning rate does not depend on it
+        # The length of the run. It counts if the learning rate depends on it.
         "max_steps",
         "num_train_epochs",
     }
 )
-# Schedules under which the learning rate of a step does not depend on how many there are.
+# Schedules under which the learning rate of a step does not depend on the number of steps.
 OPEN_ENDED = ("constant", "constant_with_warmup", "inverse_sqrt")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -77,7 +77,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# In a model's JSON files: where it was, who wrote it last, and in what mode.
+# Fields of a model's JSON files that do not change the model: where it was, which versions wrote it
+# last, and in what mode.
 INCIDENTAL = (
     "_name_or_path",
     "base_model_name_or_path",
@@ -94,11 +95,11 @@ def run_identity(
     world_size: int,
     variant: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{name: value}, JSON alone; of {"path", "sha256"} the digest is compared.
+    """{name: value}, as a manifest records it. Of {"path", "sha256"} only the digest counts.
 
-    Every rank calls it, and gets rank 0's contents. variant: what else decides the result, where
-    another program than ilrec/train.py trains. Raises InputError where something that is named is
-    not there.
+    Every rank calls it; the contents of files are those that rank 0 reads. variant: what else
+    decides the result if a program other than ilrec/train.py trains. Raises InputError if something
+    that the settings name is missing.
     """
     dtype = str(choose_dtype(config.model.dtype)).removeprefix("torch.")
     deciding = {name: value for name, value in config.flat().items() if name not in MAY_CHANGE}
@@ -112,26 +113,36 @@ def run_identity(
         **deciding_settings(ds_config),
         **(variant or {}),
     }
+    # As it will be read again from a manifest, where a tuple is a list.
     return json.loads(json.dumps(identity))
 
 
 def contents(config: TrainConfig) -> dict[str, Any]:
-    """Digests of the model that training starts from, and of the filter; None for what is not
-    used."""
+    """Digests of the model that training starts from, and of the collaborative filter.
+
+    None for what is not used.
+    """
     found: dict[str, Any] = dict.fromkeys(
         ("base", "base_config", "adapter_weights", "adapter_config", "tokenizer", "gguf", "sasrec")
     )
+
+    # The filter counts only if the loss uses it.
     if config.objective.reward_weight:
         directory = Path(config.objective.sasrec)
         files = _present(directory, (sasrec.CONFIG, sasrec.WEIGHTS))
         found["sasrec"] = _named(directory, fingerprint_of(files))
+
+    # A model from scratch follows from `init` and `seed`, which are settings.
     if config.model.init is not None:
         return found
     if is_materialised(config.model):
         path = config.model.model
         return found | {"gguf": _named(path, file_fingerprint(Path(path)))}
+
+    # A model directory, with or without an adapter on it.
     source = find_model(config.model.model, config.model.base)
-    base, adapter = local_directory(source.base), Path(source.adapter) if source.adapter else None
+    base = local_directory(source.base)
+    adapter = Path(source.adapter) if source.adapter else None
     tokenizer = adapter or base
     found |= {
         "base": _named(source.base, model_digest(base)),
@@ -147,19 +158,23 @@ def contents(config: TrainConfig) -> dict[str, Any]:
 
 
 def model_digest(directory: Path, stem: str = "model") -> str:
-    """Of a model's weights in whatever format; of a hub's repository without them here, its
-    commit."""
-    with contextlib.suppress(InputError):  # not in safetensors, or in a dtype that is not merged
+    """A digest of a model's weights, in any format.
+
+    If the weights of a hub's repository are not on this machine, the digest is that of its commit,
+    which is the name of the directory.
+    """
+    # Fails for weights that are not in safetensors, or in a dtype that is not merged.
+    with contextlib.suppress(InputError):
         return weights_fingerprint(directory, stem)
-    patterns = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
-    files = sorted(file for pattern in patterns for file in directory.glob(pattern))
-    digests = [(file.name, file_fingerprint(file)) for file in files]
-    return hashlib.sha256(repr(digests or directory.name).encode()).hexdigest()
+    files: list[Path] = []
+    for pattern in ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin"):
+        files += directory.glob(pattern)
+    digests = [(file.name, file_fingerprint(file)) for file in sorted(files)]
+    return text_digest(repr(digests or directory.name))
 
 
 def base_origin(config: TrainConfig, task: RecommendationTask) -> dict[str, Any]:
-    """What a model that is written into the run's directory (from scratch, from GGUF) is made
-    of."""
+    """What decides a model that is written into the run's directory (from scratch, from GGUF)."""
     if config.model.init is None:
         return {"gguf": file_fingerprint(Path(config.model.model))}
     return {
@@ -171,7 +186,8 @@ def base_origin(config: TrainConfig, task: RecommendationTask) -> dict[str, Any]
 
 
 def _length(training: TrainingConfig) -> dict[str, Any]:
-    """The last step, where the learning rate of the others depends on it."""
+    """The length of the run, if the learning rate depends on it; else None for both fields."""
+    # A warm-up that is a share of all steps depends on their number, too.
     by_share = 0 < training.warmup_steps < 1 and training.lr_scheduler_type != "constant"
     if training.lr_scheduler_type in OPEN_ENDED and not by_share:
         return {"max_steps": None, "num_train_epochs": None}
@@ -181,7 +197,7 @@ def _length(training: TrainingConfig) -> dict[str, Any]:
 
 
 def _batches(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """What is in one optimizer step, over all ranks and micro-steps."""
+    """How much is in one optimizer step, over all ranks and micro-steps."""
     micro_steps = config.training.gradient_accumulation_steps * world_size
     if not config.data.max_tokens_per_batch:
         samples = micro_steps * config.training.per_device_train_batch_size
@@ -200,10 +216,13 @@ def _present(directory: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _settings(path: Path) -> dict[str, str] | None:
-    """A JSON file by what is in it; None where there is none, which loading the model says."""
+    """A JSON file by its content, without incidental fields.
+
+    None if it is missing; loading the model reports that.
+    """
     if not path.is_file():
         return None
     content = read_json(path)
     if isinstance(content, dict):
         content = {name: value for name, value in content.items() if name not in INCIDENTAL}
-    return _named(path, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
+    return _named(path, text_digest(json.dumps(content, sort_keys=True)))

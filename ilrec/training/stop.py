@@ -1,8 +1,9 @@
-"""Asked to stop: SIGTERM or SIGUSR1 ends the step, a checkpoint is written, and the run leaves with
-STOPPED.
+"""Stopping on request: SIGTERM or SIGUSR1 lets the step end, writes a checkpoint, and ends the run
+with the exit status STOPPED.
 
-A launcher also sends SIGTERM to the ranks that are left when one has died. Those wait for it in a
-collective operation, where Python runs no handler; a thread that wakes up at the signal ends them.
+A launcher also sends SIGTERM when one rank has died, to the ranks that are left. These wait for the
+dead one in a collective operation, where Python runs no signal handler. So a thread that wakes up
+at the signal ends them.
 """
 
 from __future__ import annotations
@@ -18,23 +19,27 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# EX_TEMPFAIL of sysexits.h: not finished, and the same command goes on.
+# EX_TEMPFAIL of sysexits.h: the run is not finished, and the same command continues it.
 STOPPED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 logger = logging.getLogger(__name__)
 
 
 class StopRequest(TrainerCallback):
-    """Every rank installs one; a signal to any of them stops all after the same step."""
+    """Every rank has one. A signal to any rank stops all of them after the same step."""
 
     def __init__(self) -> None:
-        self.is_asked = False  # this process got a signal
-        self.is_stopping = False  # all ranks know
+        # This process got a signal.
+        self.is_asked = False
+        # All ranks know that one of them did.
+        self.is_stopping = False
         self.peers: list[int] = []
 
     def __enter__(self) -> StopRequest:
-        """In the main thread, once the process group is there."""
+        """Install the handlers. In the main thread, after the process group has started."""
         self.peers = _other_ranks_here()
+        # Python writes the number of each signal into this pair at once, also while the main thread
+        # is inside a collective operation. That wakes up the thread.
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
@@ -46,7 +51,8 @@ class StopRequest(TrainerCallback):
         signal.set_wakeup_fd(-1)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._wake.close()  # which ends the thread
+        # The thread reads the end of the stream, and ends.
+        self._wake.close()
 
     def on_step_end(
         self,
@@ -55,6 +61,7 @@ class StopRequest(TrainerCallback):
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
+        # One small reduction in each step: no rank may stop alone while the others wait for it.
         self.is_stopping = _any_rank(self.is_asked, args.device)
         if self.is_stopping:
             logger.warning("asked to stop: a checkpoint of step %d is written", state.global_step)
@@ -64,6 +71,7 @@ class StopRequest(TrainerCallback):
         self.is_asked = True
 
     def _watch(self) -> None:
+        """The thread: on SIGTERM, end this process if another rank on this machine has died."""
         with self._woken:
             while number := self._woken.recv(1):
                 if number[0] == signal.SIGTERM and not all(map(_is_alive, self.peers)):
@@ -71,6 +79,7 @@ class StopRequest(TrainerCallback):
 
 
 def _any_rank(value: bool, device: torch.device) -> bool:
+    """Whether `value` is true on any rank."""
     if not dist.is_initialized():
         return value
     flag = torch.tensor(int(value), device=device)
@@ -88,7 +97,8 @@ def _other_ranks_here() -> list[int]:
 
 
 def _is_alive(pid: int) -> bool:
-    """Neither gone nor a zombie that its launcher has not yet collected."""
+    """Whether the process runs: it is not gone, and no zombie that its launcher has yet to
+    collect."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -1,4 +1,8 @@
-"""What ranks do together beside training: agree on what one has read, share work over files."""
+"""What ranks do together beside training: agree on what one of them has read, share work on files.
+
+Every function here is collective: all ranks must call it, in the same order. A process on its own
+may call it too.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ilrec.errors import InputError
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+from ilrec.processes import rank, world_size
 
 
 def barrier() -> None:
@@ -24,30 +21,36 @@ def barrier() -> None:
 
 
 def agreed(read: Callable[[], Any]) -> Any:
-    """read() of rank 0, on every rank: where a directory is not shared, ranks must not part ways.
+    """What read() returns on rank 0, on every rank.
 
-    Its InputError is raised on every rank, too: none waits for one that has ended.
+    So ranks cannot decide differently when they do not see the same files. If read() raises
+    InputError, every rank raises it: none waits for a rank that has ended.
     """
     if not dist.is_initialized():
         return read()
-    answer: list[Any] = [None, None]
+    answer = fault = None
     if rank() == 0:
         try:
-            answer[0] = read()
+            answer = read()
         except InputError as error:
-            answer[1] = str(error)
-    dist.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise InputError(answer[1])
-    return answer[0]
+            fault = str(error)
+    both = [answer, fault]
+    dist.broadcast_object_list(both)
+    answer, fault = both
+    if fault is not None:
+        raise InputError(fault)
+    return answer
 
 
 def shared_work(files: list[str], work: Callable[[str], Any]) -> dict[str, Any]:
-    """{file: work(file)} of all files, on every rank; each did every `world_size`-th."""
-    mine = {file: work(file) for file in files[rank() :: world_size()]}
+    """{file: work(file)} of all files, on every rank. Each rank works on its share of them."""
     if not dist.is_initialized():
-        return mine
+        return {file: work(file) for file in files}
+    mine = {file: work(file) for file in files[rank() :: world_size()]}
     shares: list[dict[str, Any]] = [{}] * world_size()
     dist.all_gather_object(shares, mine)
-    merged = {file: value for share in shares for file, value in share.items()}
-    return {file: merged[file] for file in files}
+    done: dict[str, Any] = {}
+    for share in shares:
+        done |= share
+    # In the order of `files`, which is the order of a manifest.
+    return {file: done[file] for file in files}

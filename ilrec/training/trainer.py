@@ -1,15 +1,13 @@
-"""ILRecTrainer: the seams between the Hugging Face Trainer and the ILRec objective.
+"""ILRecTrainer: where the Hugging Face Trainer and the ILRec objective meet.
 
-The Trainer does the loop, DeepSpeed, schedules and what is in a checkpoint. Here: the loss terms
-are counted and logged over the global batch, what is saved is checked and published whole, and the
-run directory is kept readable (metrics.jsonl).
+The Trainer does the loop, DeepSpeed, the schedules and the contents of a checkpoint. This file adds
+three things: the loss terms are summed over the global batch and logged; NaN and inf end the run
+before they reach a weight; checkpoints are checked and published whole.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,17 +16,57 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ilrec.errors import InputError
-from ilrec.files.outputs import write_text
 from ilrec.ops import IGNORE_INDEX, STATS
 from ilrec.samples.batches import EpochLoader, TokenBudgetSampler
-from ilrec.training import checkpoints
-from ilrec.training.metrics_log import METRICS_LOG
+from ilrec.training import checkpoints, metrics_log
 from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batches
 from ilrec.training.zero3 import check_saved
 
 
+class TokenSums:
+    """What is summed over this rank's supervised tokens since the last log line."""
+
+    # The sums of the vocabulary operation, then the number of supervised tokens.
+    NAMES = (*STATS, "num_tokens")
+
+    def __init__(self) -> None:
+        # One tensor on the device, in the order of NAMES: reading a number would wait for the
+        # device in every micro-step.
+        self._sums: Tensor | None = None
+
+    def add(self, stats: Any, labels_BT: Tensor) -> None:
+        """stats: the sums of one micro-batch, in the order of STATS. labels_BT: its labels."""
+        # The first token of a sequence has no hidden state before it and is never predicted.
+        num_tokens = (labels_BT[:, 1:] != IGNORE_INDEX).sum()
+        sums = torch.stack([*stats, num_tokens.to(stats[0].dtype)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """{name: sum over all ranks}, and start again from zero. {} if nothing was added.
+
+        reduce: sums a tensor over all ranks.
+        """
+        if self._sums is None:
+            return {}
+        totals = reduce(self._sums).tolist()
+        self._sums = None
+        return dict(zip(self.NAMES, totals, strict=True))
+
+
+def means_per_token(totals: Mapping[str, float]) -> dict[str, float]:
+    """A log line's entries from {name of TokenSums: sum over the global batch}."""
+    num_tokens = max(totals["num_tokens"], 1.0)
+    return {
+        "loss/preference": totals["preference"] / num_tokens,
+        "loss/distillation": totals["distillation"] / num_tokens,
+        "loss/reward": totals["reward"] / num_tokens,
+        "negatives/per_token": totals["num_negatives"] / num_tokens,
+        "negatives/rows_without": totals["num_rows_without_negative"] / num_tokens,
+    }
+
+
 class ILRecTrainer(Trainer):
-    """Trainer whose log lines carry the three loss terms and the hard negatives per supervised
+    """A Trainer whose log lines have the three loss terms and the hard negatives, per supervised
     token."""
 
     def __init__(
@@ -39,25 +77,23 @@ class ILRecTrainer(Trainer):
         facts: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """batch_sampler: this rank's batches by token budget, collated by batch_collator; None: the
-        Trainer's own batches.
-
-        facts: what a checkpoint's manifest says of the run (checkpoints.py).
+        """batch_sampler: this rank's batches by token budget; None: the Trainer's own batches.
+        batch_collator: collates the batches of batch_sampler.
+        facts: what the manifests of checkpoints record of the run (manifest.py).
         """
         super().__init__(*args, **kwargs)
-        self.batch_sampler, self.batch_collator = batch_sampler, batch_collator
+        self.batch_sampler = batch_sampler
+        self.batch_collator = batch_collator
         self.facts = facts or {}
         self._is_staging = False
-        self._sums: Tensor | None = (
-            None  # STATS and the token count since the last log line, this rank's share
-        )
+        self._sums = TokenSums()
         self.add_callback(RunDirectory())
 
     def get_train_dataloader(self) -> DataLoader:
-        """Token-budget batches are sharded already, hence not prepared by accelerate, which would
-        shard them again."""
         if self.batch_sampler is None:
             return super().get_train_dataloader()
+        # The sampler divides its batches among the ranks. accelerate does not prepare this loader,
+        # because it would divide them again.
         return EpochLoader(
             cast(Dataset, self.train_dataset),
             batch_sampler=self.batch_sampler,
@@ -79,33 +115,36 @@ class ILRecTrainer(Trainer):
         )
         self._require_finite(outputs.nonfinite_K2, inputs, model.training)
         if model.training:
-            num_tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum().to(outputs.stats_5.dtype)
-            sums = torch.cat([outputs.stats_5, num_tokens[None]])
-            self._sums = sums if self._sums is None else self._sums + sums
-        # Evaluation asks for outputs to gather predictions from; the loss is all there is.
+            self._sums.add(outputs.stats_5, inputs["labels"])
+        # Evaluation asks for outputs to gather predictions from. It gets the loss and no logits.
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
     def _require_finite(self, nonfinite_K2: Tensor, inputs: dict[str, Any], training: bool) -> None:
-        """InputError on all ranks alike, before any gradient of it is used. Every rank calls it for
-        every micro-batch: it gathers."""
+        """Raises the same InputError on all ranks if any of them has NaN or inf.
+
+        Every rank calls it for every micro-batch, before the backward pass, because it gathers the
+        counts of all ranks.
+        """
         counts_WK2 = self.accelerator.gather(nonfinite_K2[None]).tolist()
-        if any(map(any, counts_WK2)):
-            step = self.state.global_step
-            when = f"step {step + 1}" if training else f"evaluation after step {step}"
-            kept = keep_batches(
-                inputs,
-                counts_WK2,
-                self.args.process_index,
-                step + training,
-                str(self.args.output_dir),
-            )
-            raise InputError(f"{when}: {describe_nonfinite(counts_WK2)}. {kept}")
+        if not any(map(any, counts_WK2)):
+            return
+        step = self.state.global_step
+        when = f"step {step + 1}" if training else f"evaluation after step {step}"
+        kept = keep_batches(
+            inputs,
+            counts_WK2,
+            self.args.process_index,
+            step + training,
+            str(self.args.output_dir),
+        )
+        raise InputError(f"{when}: {describe_nonfinite(counts_WK2)}. {kept}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Called on all ranks at the same steps, so that the sums may be reduced here."""
-        if "loss" in logs and self._sums is not None:
-            logs.update(_means(self.accelerator.reduce(self._sums, reduction="sum")))
-            self._sums = None
+        # The Trainer calls this on all ranks at the same steps, so the sums can be reduced here.
+        if "loss" in logs:
+            totals = self._sums.take(lambda sums: self.accelerator.reduce(sums, reduction="sum"))
+            if totals:
+                logs.update(means_per_token(totals))
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -114,13 +153,14 @@ class ILRecTrainer(Trainer):
             check_saved(output_dir or str(self.args.output_dir))
 
     def _get_output_dir(self, trial: Any) -> str:
-        """A checkpoint is written beside its place, and renamed when it is whole."""
+        """Where the Trainer writes a checkpoint: beside its place, until it is whole."""
         directory = super()._get_output_dir(trial)
         return str(checkpoints.staging(directory)) if self._is_staging else directory
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        output_dir, name = str(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        with checkpoints.full_disk_is_said(output_dir):
+        output_dir = str(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        with checkpoints.full_disk_reported(output_dir):
             self._is_staging = True
             super()._save_checkpoint(model, trial)
             self._is_staging = False
@@ -129,29 +169,14 @@ class ILRecTrainer(Trainer):
             checkpoints.remove_old(output_dir, self.args.save_total_limit or 0)
 
 
-def _means(sums: Tensor) -> dict[str, float]:
-    totals = dict(zip((*STATS, "num_tokens"), sums.tolist(), strict=True))
-    num_tokens = max(totals["num_tokens"], 1.0)
-    means = {
-        f"loss/{term}": totals[term] / num_tokens
-        for term in ("preference", "distillation", "reward")
-    }
-    return means | {
-        "negatives/per_token": totals["num_negatives"] / num_tokens,
-        "negatives/rows_without": totals["num_rows_without_negative"] / num_tokens,
-    }
-
-
 class RunDirectory(TrainerCallback):
-    """metrics.jsonl: one line per log; every checkpoint has one, and nothing that is counted for
-    the next waits in it."""
+    """Keeps metrics.jsonl: one line per log line of the Trainer, and one before each checkpoint."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The steps that this run repeats, or all of a fresh one, are not there twice."""
-        # The Trainer would keep to the checkpoint's steps between log lines, evaluations and
-        # checkpoints.
+        # The Trainer would keep the checkpoint's intervals between log lines, evaluations and
+        # checkpoints. This run's own count.
         state.compute_steps(args, state.max_steps)
         if state.global_step > state.max_steps:
             raise InputError(
@@ -159,20 +184,14 @@ class RunDirectory(TrainerCallback):
                 f"step {state.max_steps}; give more max_steps or num_train_epochs, or name an "
                 "earlier checkpoint with --resume"
             )
-        path = Path(str(args.output_dir)) / METRICS_LOG
-        if state.is_world_process_zero and path.exists():
-            write_text(
-                path,
-                "".join(
-                    line + "\n"
-                    for line in _whole_lines(path)
-                    if json.loads(line)["step"] <= state.global_step > 0
-                ),
-            )
+        # Steps that this run repeats must not be in the log twice.
+        if state.is_world_process_zero:
+            metrics_log.keep_until(str(args.output_dir), state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # A log line is forced before each checkpoint, so that no partial sums are lost on resume.
         control.should_log = control.should_log or control.should_save
 
     def on_log(
@@ -184,10 +203,4 @@ class RunDirectory(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            with open(Path(str(args.output_dir)) / METRICS_LOG, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Without a last one that was cut short."""
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+            metrics_log.append_line(str(args.output_dir), state.global_step, logs)

@@ -6,13 +6,14 @@ it with the weights they are given, and refuse another model of the same shape.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ilrec.errors import InputError
+from ilrec.files.digests import blocks_digest
 from ilrec.weights.tensor_files import StoredTensor, read_tensors
 
 # At most so many bytes are read of each tensor. That is enough to tell two fine-tuned versions of a
@@ -29,13 +30,14 @@ def weights_fingerprint(directory: Path, stem: str = "model") -> str:
     stem: how the files' names begin ("model", or "adapter_model" for an adapter).
     Raises InputError if the directory has no such safetensors files.
     """
-    digest = hashlib.sha256()
-    tensors = read_tensors(directory, stem)
-    # Sorted, so that the fingerprint does not depend on how the tensors are spread over files.
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-        digest.update(_sample(tensor))
-    return digest.hexdigest()
+
+    def blocks() -> Iterator[bytes]:
+        # Sorted, so that the fingerprint does not depend on how the tensors are spread over files.
+        for name, tensor in sorted(read_tensors(directory, stem).items()):
+            yield f"{name} {tensor.dtype} {tensor.shape} ".encode()
+            yield _sample(tensor)
+
+    return blocks_digest(blocks())
 
 
 def file_fingerprint(path: Path) -> str:
@@ -51,12 +53,15 @@ def file_fingerprint(path: Path) -> str:
     else:
         starts = np.linspace(0, size - BLOCK_BYTES, NUM_BLOCKS, dtype=np.int64)
         length = BLOCK_BYTES
-    digest = hashlib.sha256(f"{size} ".encode())
-    with open(path, "rb") as file:
-        for start in starts:
-            file.seek(int(start))
-            digest.update(file.read(length))
-    return digest.hexdigest()
+
+    def blocks() -> Iterator[bytes]:
+        yield f"{size} ".encode()
+        with open(path, "rb") as file:
+            for start in starts:
+                file.seek(int(start))
+                yield file.read(length)
+
+    return blocks_digest(blocks())
 
 
 def _sample(tensor: StoredTensor) -> bytes:

@@ -1,25 +1,18 @@
-"""Command lines: nothing abbreviated, the last word counts, no value taken for a flag."""
-
-from pathlib import Path
+"""Command lines: nothing is abbreviated, the last flag counts, no value is taken for a flag."""
 
 import pytest
+from conftest import ROOT
 
 from ilrec.config.command_line import ArgumentParser, as_pairs
 from ilrec.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = [
-    path
-    for folder in ("ilrec", "tools")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-    if path.stem != "command_line"
-]
+PROGRAMS = sorted([*(ROOT / "ilrec").rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
+PROGRAMS.remove(ROOT / "ilrec" / "config" / "command_line.py")
 
 
 def parser() -> ArgumentParser:
     made = ArgumentParser("a program")
     made.add_argument("--config")
-    made.add_argument("--rows", nargs="+")
     return made
 
 
@@ -52,8 +45,8 @@ def test_an_abbreviation_is_refused(capsys):
     assert "unrecognized arguments: --conf" in capsys.readouterr().err
 
 
-def test_the_last_word_on_a_field_counts():
-    """A job script gives its own first, and what its user adds comes after."""
+def test_the_last_value_of_a_field_counts():
+    """A job script gives its own flags first, and those of its user come after."""
     assert as_pairs(["--beta", "1", "--alpha=3", "--beta=2"]) == ["--beta=2", "--alpha=3"]
     assert parser().parse_args(["--config", "a", "--config", "b"]).config == "b"
 

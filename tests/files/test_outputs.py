@@ -1,4 +1,4 @@
-"""Places that are tried, files that are whole; and every program tries its own before it does
+"""Places that are tried and files that are whole. Every program tries its own place before it does
 anything else."""
 
 from __future__ import annotations
@@ -16,19 +16,12 @@ from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory, check_file, check_new, whole_file
 from ilrec.processes import BAD_INPUT, run_entry
 
-# What each program is told beside its output. Data, models and files are not there: a message about
-# them would mean that they were looked for first. OUTPUT is the place that cannot be written.
+# What each program is given beside its output. Data, models and files are missing: a message about
+# them would mean that they were looked for first. OUTPUT stands for the place that cannot be
+# written.
 NOWHERE = "/nowhere"
-TRAINING = [
-    "--config",
-    str(ROOT / "ilrec/recipes/sft.yaml"),
-    "--model",
-    NOWHERE,
-    "--data",
-    NOWHERE,
-    "--output_dir",
-    "OUTPUT",
-]
+RECIPE = str(ROOT / "ilrec/recipes/sft.yaml")
+TRAINING = ["--config", RECIPE, "--model", NOWHERE, "--data", NOWHERE, "--output_dir", "OUTPUT"]
 PROGRAMS = {  # module: (function, kind of output, words)
     "ilrec.rank": ("main", "file", ["--model", NOWHERE, "--output", "OUTPUT"]),
     "ilrec.train": ("train", "directory", TRAINING),
@@ -52,7 +45,7 @@ PROGRAMS = {  # module: (function, kind of output, words)
     "benchmark_training": ("main", "directory", ["--output", "OUTPUT"]),
     "quickstart": ("main", "directory", ["--output", "OUTPUT"]),
 }
-# Of the programs that read nothing: where their work begins.
+# The function in which the work of a program begins, if it reads nothing that could be missing.
 WORK = {
     "benchmark_ops": "make_plan",
     "benchmark_training": "make_model",
@@ -61,7 +54,7 @@ WORK = {
 
 
 def unwritable(kind: str, where: str, tmp_path: Path) -> Path:
-    """No permission bits: tests may run as root, whom they do not stop."""
+    """Not by permissions: tests may run as root, whom these do not stop."""
     if where == "in a file":
         (tmp_path / "file").touch()
         return tmp_path / "file" / "new" / "output.png"
@@ -95,20 +88,19 @@ def test_every_program_tries_its_output_first(program, where, tmp_path, monkeypa
         monkeypatch.setattr(module, WORK[program], lambda *_: pytest.fail("work was begun"))
     with pytest.raises(SystemExit) as ended:
         run_entry(getattr(module, function))
-    said = capsys.readouterr()
-    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert ended.value.code == BAD_INPUT and len(errors) == 1 and str(output) in errors[0], said.err
-    assert "Traceback" not in said.err and NOWHERE not in errors[0] and not said.out
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert ended.value.code == BAD_INPUT and len(errors) == 1, printed.err
+    assert str(output) in errors[0] and NOWHERE not in errors[0]
+    assert "Traceback" not in printed.err and not printed.out
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_no_program_is_forgotten():
-    texts = {
-        path.stem: path.read_text()
-        for folder in ("tools", "ilrec")
-        for path in (ROOT / folder).glob("*.py")
-    }
-    programs = {name for name, text in texts.items() if 'if __name__ == "__main__":' in text}
+    programs = set()
+    for path in (*(ROOT / "tools").rglob("*.py"), *(ROOT / "ilrec").glob("*.py")):
+        if 'if __name__ == "__main__":' in path.read_text():
+            programs.add(path.stem)
     assert programs == {name.split(".")[-1] for name in PROGRAMS}
 
 
@@ -126,7 +118,7 @@ def test_a_trial_leaves_nothing(tmp_path):
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path):
-    """Renaming onto /dev/null would replace the device."""
+    """A file that is renamed onto /dev/null would replace the device."""
     with pytest.raises(InputError, match="/dev/null: cannot be written: it is no regular file"):
         check_file("/dev/null")
     with pytest.raises(InputError, match="File name too long"):
@@ -148,10 +140,8 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, error):
     path = tmp_path / "new" / "a.json"
     with whole_file(path) as beside:
         beside.write_text("old")
-    with (
-        pytest.raises(InputError if isinstance(error, OSError) else type(error)),
-        whole_file(path) as beside,
-    ):
+    expected = InputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), whole_file(path) as beside:
         beside.write_text("ne")
         raise error
     assert path.read_text() == "old" and os.listdir(path.parent) == ["a.json"]

@@ -1,5 +1,5 @@
-"""JSON that loses nothing: keys twice, half characters, and what Python's own parser ends in
-another error for."""
+"""JSON that loses nothing: repeated keys, half characters, and texts for which Python's own parser
+raises another error."""
 
 import json
 
@@ -17,7 +17,7 @@ CONTENT = st.recursive(
 
 @given(CONTENT)
 def test_what_python_writes_is_read_or_refused(content):
-    """Text is refused exactly where UTF-8 cannot hold it."""
+    """Text is refused if and only if UTF-8 cannot hold it."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""YAML as it is meant: what is read as what, no key twice, and a round trip of any content."""
+"""YAML as people mean it: what is read as what, no key twice, and a round trip of any content."""
 
 import pytest
 import yaml
@@ -46,8 +46,8 @@ def test_what_is_what(text, value):
 
 @given(CONTENT)
 def test_round_trip(content):
-    """Also for a reader of YAML 1.1, where its text is concerned: what it would take for something
-    else is quoted."""
+    """A reader of YAML 1.1 gets the same text, too: what it would take for something else is
+    quoted."""
     written = to_yaml({"value": content})
     assert parse_yaml(written) == {"value": content}
     if isinstance(content, str):

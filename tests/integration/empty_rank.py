@@ -1,5 +1,5 @@
-"""Run by test_two_ranks.py: one optimizer step in which rank 1 has no supervised token. Without a
-launcher: rank 0's samples alone."""
+"""Run by test_two_ranks.py: optimizer steps in which rank 1 has no supervised token. Without a
+launcher, one process has the samples of rank 0 alone."""
 
 import argparse
 import json
@@ -57,7 +57,7 @@ labels[:, :4] = -100
 
 
 def collate(samples: list[int]) -> dict[str, torch.Tensor]:
-    """The same samples on every rank; their labels on rank 0 only."""
+    """The same samples on every rank. Only rank 0 has labels."""
     mine = labels if arguments.process_index == 0 else torch.full_like(labels, -100)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": mine}
 

@@ -1,5 +1,5 @@
-"""Run by test_gathers.py on two ZeRO-3 ranks: how often the LM head is gathered in every
-micro-step, as JSON, one file per rank."""
+"""Run by test_gathers.py on two ZeRO-3 ranks: counts how often the LM head is gathered in every
+micro-step. Writes JSON, one file per rank."""
 
 import argparse
 import json
@@ -24,8 +24,10 @@ OBJECTIVE = ObjectiveConfig(beta=0.1, distillation_weight=0.5, num_readout_layer
 
 
 class CountingTrainer(ILRecTrainer):
-    """Counts every all-gather that brings the head's weight from its shards: in a micro-step's
-    forward, and from there to the next."""
+    """Counts each all-gather that puts the head's weight together from its shards.
+
+    "forward": in a micro-step's forward; "backward": from there to the next micro-step.
+    """
 
     head: torch.nn.Parameter | None = None
 
@@ -48,8 +50,10 @@ class CountingTrainer(ILRecTrainer):
         return loss
 
     def watch(self, model) -> None:
-        """ZeRO-3 gathers by these two methods of a parameter, which take a list of any
-        parameters."""
+        """Wrap the two methods of a parameter by which ZeRO-3 gathers.
+
+        They may be called on any parameter, with a list of others.
+        """
         self.micro_steps: list[dict] = []
         layer = effective_head(self.model)
         self.head = getattr(layer, "base_layer", layer).weight
@@ -68,8 +72,8 @@ class CountingTrainer(ILRecTrainer):
 
 
 def make_model(trained: str) -> torch.nn.Module:
-    """trained: `all` parameters, `lora` beside a frozen head, or `rows` of new tokens in that head
-    as well."""
+    """trained: `all` parameters; `lora` beside a frozen head; `rows`: the rows of new tokens in
+    that head as well."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -89,7 +93,7 @@ def make_model(trained: str) -> torch.nn.Module:
 
 
 def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """Samples are numbered; the odd ones have no supervised token."""
+    """Samples are numbered. The odd ones have no supervised token."""
     generator = torch.Generator().manual_seed(samples[0]["number"])
     ids = torch.randint(0, 64, (1, 8), generator=generator)
     labels = ids if samples[0]["number"] % 2 == 0 else torch.full_like(ids, -100)
@@ -97,8 +101,11 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def run(trained: str, keep: str, directory: Path) -> list[dict]:
-    """Two optimizer steps of two micro-steps, each followed by an evaluation of two; rank 1's
-    samples are the odd ones."""
+    """Two optimizer steps of two micro-steps, each followed by an evaluation of two. Rank 1 gets
+    the odd samples.
+
+    keep: what DeepSpeed holds of gathered weights: its `default`, or `nothing`.
+    """
     ds_config = json.loads((Path("ds_configs") / "zero3_cpu.json").read_text())
     ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if keep == "nothing":

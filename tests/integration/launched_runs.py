@@ -1,5 +1,5 @@
-"""Runs that something happens to: started in the background, killed or asked to stop at a chosen
-moment, compared line by line."""
+"""Launched runs that are disturbed: started in the background, killed or asked to stop at a chosen
+moment, then compared line by line with a run that nobody disturbed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from pathlib import Path
 
 import psutil
 import torch
+from command_words import flags
 from conftest import ROOT, as_user, launch
 from safetensors.torch import load_file
 
-SECONDS_TO_END = 60  # no fault may leave a process behind for longer
+# No fault may leave a process behind for longer.
+SECONDS_TO_END = 60
 
 
 @contextlib.contextmanager
 def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen]:
-    """As conftest.launch, in the background; output in `log`. Nothing of it outlives the block."""
+    """Like conftest.launch, in the background, with its output in `log`. Nothing of it is left
+    after the block."""
     words, variables = as_user(command, environment)
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -45,50 +48,36 @@ def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess
 def command(
     stage: str, zero: str, data: Path, base: Path, output_dir: Path, *words: str
 ) -> list[str]:
-    """Three epochs of four steps with dropout, a checkpoint after every fifth step: most lie within
-    an epoch."""
-    return [
-        "deepspeed",
-        "ilrec/train.py",
-        "--ds_config",
-        f"ds_configs/{zero}.json",
-        "--config",
-        f"ilrec/recipes/{stage}.yaml",
-        "--data",
-        str(data),
-        "--model",
-        str(base),
-        "--output_dir",
-        str(output_dir),
-        "--num_readout_layers",
-        "2",
-        "--lora_rank",
-        "4",
-        "--lora_dropout",
-        "0.1",
-        "--max_tokens_per_batch",
-        "700",
-        "--max_steps",
-        "12",
-        "--learning_rate",
-        "2e-3",
-        "--gradient_accumulation_steps",
-        "2",
-        "--save_steps",
-        "5",
-        "--logging_steps",
-        "1",
-        *words,
-    ]
+    """Three epochs of four steps with dropout, and a checkpoint after every fifth step: most of
+    them lie within an epoch."""
+    fields = flags(
+        ds_config=f"ds_configs/{zero}.json",
+        config=f"ilrec/recipes/{stage}.yaml",
+        data=data,
+        model=base,
+        output_dir=output_dir,
+        num_readout_layers=2,
+        lora_rank=4,
+        lora_dropout=0.1,
+        max_tokens_per_batch=700,
+        max_steps=12,
+        learning_rate=2e-3,
+        gradient_accumulation_steps=2,
+        save_steps=5,
+        logging_steps=1,
+    )
+    return ["deepspeed", "ilrec/train.py", *fields, *words]
 
 
 def finish(words: list[str]) -> str:
-    """To the end. Returns what it said. An undisturbed run is the same under torchrun, which starts
-    sooner."""
+    """Run a command to its end and return its output.
+
+    An undisturbed run is the same under torchrun, which starts sooner.
+    """
     result = launch(*("torchrun" if word == "deepspeed" else word for word in words))
-    said = result.stdout + result.stderr
-    assert result.returncode == 0, said[-6000:]
-    return said
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-6000:]
+    return output
 
 
 def descendants(process: subprocess.Popen) -> list[psutil.Process]:
@@ -98,16 +87,16 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The training processes, in the order of their ranks (a launcher starts them in this
-    order)."""
-    found = []
+    """The training processes, in the order of their ranks."""
+    found = {}
     for child in descendants(process):
         with contextlib.suppress(psutil.Error):
-            if "RANK" in child.environ() and any(
-                word.endswith(".py") and "launch" not in word for word in child.cmdline()[:4]
-            ):
-                found.append((int(child.environ()["RANK"]), child))
-    return [child for _, child in sorted(found, key=lambda pair: pair[0])]
+            # Launchers and their helpers may have a RANK, too, but run no script of ours.
+            scripts = [word for word in child.cmdline()[:4] if word.endswith(".py")]
+            is_training = any("launch" not in script for script in scripts)
+            if is_training and "RANK" in child.environ():
+                found[int(child.environ()["RANK"])] = child
+    return [found[rank] for rank in sorted(found)]
 
 
 def wait_for(
@@ -121,7 +110,7 @@ def wait_for(
 
 
 def ends(process: subprocess.Popen, log: Path) -> int:
-    """The exit status; all that it started has ended, too."""
+    """Wait for the end. Returns the exit status; all that the process started has ended, too."""
     children = descendants(process)
     status = process.wait(SECONDS_TO_END)
     _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_END)
@@ -130,7 +119,7 @@ def ends(process: subprocess.Popen, log: Path) -> int:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to launcher and ranks at once: a machine that loses its power."""
+    """SIGKILL to launcher and ranks at once, like a machine that loses its power."""
     for child in [psutil.Process(process.pid), *descendants(process)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(signal.SIGKILL)
@@ -138,7 +127,7 @@ def kill_all(process: subprocess.Popen) -> None:
 
 
 def training_lines(run: Path) -> list[dict]:
-    """What training logged, without what depends on the clock."""
+    """What training logged. These lines hold nothing that depends on the clock."""
     path = run / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [line for line in lines if "loss" in line]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from ilrec import train as entry
 from ilrec.errors import InputError
 from ilrec.model.objective import attach_objective
 from ilrec.processes import run_entry
+from ilrec.train import train
+from ilrec.training import setup
 
 RANK = int(os.environ["RANK"])
 parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -40,14 +41,15 @@ def poisoned(model, *args) -> None:
     layer.register_forward_hook(write_nan)
 
 
-def train(argv: list[str]) -> None:
+def train_and_note(argv: list[str]) -> None:
     try:
-        entry.train(argv)
+        train(argv)
     except InputError as error:
         (own.errors / f"error-{RANK}.txt").write_text(str(error))
         raise
 
 
-entry.attach_objective = poisoned
+# ilrec.training.setup attaches the objective to the model that it has loaded.
+setup.attach_objective = poisoned
 sys.argv[1:] = rest
-run_entry(train)
+run_entry(train_and_note)

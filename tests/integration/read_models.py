@@ -1,8 +1,10 @@
-"""What the transformers that is first on PYTHONPATH makes of each directory: `python read_models.py
-OUTPUT DIR...`.
+"""How the version of transformers that is first on PYTHONPATH reads each directory:
 
-OUTPUT: torch file of {"version": of transformers, DIR: {"logits": [2, 80, V], "tokens": ids of
-texts, "padding": side, "generated": ids}}; of a tokenizer or a model alone, what there is.
+    python read_models.py OUTPUT DIR...
+
+OUTPUT is a torch file of {"version": of transformers, DIR: {"logits": [2, 80, V], "tokens": ids of
+texts, "padding": side, "generated": ids}}. A directory may hold a tokenizer or a model alone; then
+some of these are missing.
 """
 
 import sys
@@ -21,21 +23,18 @@ TEXTS = [
 
 
 def load(directory: Path):
-    """(model or None, tokenizer or None); an adapter on its base, whose vocabulary grows first."""
-    tokenizer = (
-        AutoTokenizer.from_pretrained(directory)
-        if (directory / "tokenizer.json").exists()
-        else None
-    )
+    """(model or None, tokenizer or None). An adapter is loaded on its base, whose vocabulary grows
+    first."""
+    tokenizer = None
+    if (directory / "tokenizer.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(directory)
     if (directory / "adapter_config.json").exists():
         from peft import PeftConfig, PeftModel
 
-        model = AutoModelForCausalLM.from_pretrained(
-            PeftConfig.from_pretrained(directory).base_model_name_or_path
-        )
-        model.resize_token_embeddings(
-            max(len(tokenizer), model.config.vocab_size), mean_resizing=False
-        )
+        base = PeftConfig.from_pretrained(directory).base_model_name_or_path
+        model = AutoModelForCausalLM.from_pretrained(base)
+        num_rows = max(len(tokenizer), model.config.vocab_size)
+        model.resize_token_embeddings(num_rows, mean_resizing=False)
         return PeftModel.from_pretrained(model, directory).eval(), tokenizer
     if not list(directory.glob("*.safetensors")):
         return None, tokenizer
@@ -47,25 +46,23 @@ def load(directory: Path):
 @torch.no_grad()
 def read(directory: Path) -> dict:
     model, tokenizer = load(directory)
-    said = {}
+    found = {}
     if model is not None:
-        # More tokens than max_position_embeddings of the tiny models, where dynamic rope begins.
-        ids = torch.randint(
-            3, model.config.vocab_size, (2, 80), generator=torch.Generator().manual_seed(0)
-        )
-        said["logits"] = model(input_ids=ids).logits.float()
+        # More tokens than max_position_embeddings of the tiny models: there dynamic rope begins.
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, model.config.vocab_size, (2, 80), generator=generator)
+        found["logits"] = model(input_ids=ids).logits.float()
     if tokenizer is not None:
-        said["tokens"] = [tokenizer(text)["input_ids"] for text in TEXTS]
-        said["padding"] = tokenizer.padding_side
+        found["tokens"] = [tokenizer(text)["input_ids"] for text in TEXTS]
+        found["padding"] = tokenizer.padding_side
     if model is not None and tokenizer is not None:
         inputs = tokenizer(TEXTS[0], return_tensors="pt")
-        said["generated"] = model.generate(**inputs, max_new_tokens=5, do_sample=False).tolist()
-    return said
+        generated = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        found["generated"] = generated.tolist()
+    return found
 
 
 if __name__ == "__main__":
     output, *directories = sys.argv[1:]
-    torch.save(
-        {"version": transformers.__version__, **{name: read(Path(name)) for name in directories}},
-        output,
-    )
+    found = {name: read(Path(name)) for name in directories}
+    torch.save({"version": transformers.__version__, **found}, output)

@@ -1,8 +1,8 @@
-"""Runs killed at random instants and started again, until they are through; each compared with a
-run that nobody disturbed, to the bit.
+"""Runs that are killed at random instants and started again until they have finished. Each is
+compared with a run that nobody disturbed, to the bit.
 
-    python tests/integration/stress_resume.py --kills 20 --seed 0        # both stages under ZeRO-2
-    and ZeRO-3, about 7 minutes
+    # both stages under ZeRO-2 and ZeRO-3, about 7 minutes
+    python tests/integration/stress_resume.py --kills 20 --seed 0
 
 test_faults.py runs a short one.
 """
@@ -25,7 +25,9 @@ if __name__ == "__main__":
 from conftest import INIT, write_data
 from launched_runs import assert_same_run, command, finish, kill_all, newest_step, started, wait_for
 
-STEPS, SAVE_STEPS = 30, 5  # launched_runs.command has the second, too
+STEPS = 30
+# launched_runs.command has it, too.
+SAVE_STEPS = 5
 CASES = [(stage, zero) for stage in ("stage1", "stage2") for zero in ("zero2", "zero3_cpu")]
 
 
@@ -41,8 +43,8 @@ class Report:
 def start_and_kill(
     words: list[str], run: Path, log: Path, num_steps: int, delay: float, report: Report
 ) -> None:
-    """SIGKILL to launcher and ranks, `delay` seconds after the `num_steps`-th step of this start
-    (at most the last but one)."""
+    """Start the run and kill launcher and ranks `delay` seconds after its `num_steps`-th step, or
+    after the last step but one."""
     complete = [int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")]
     begin = max(complete, default=0)
     last = min(begin + num_steps, STEPS - 1)
@@ -56,23 +58,18 @@ def start_and_kill(
         time.sleep(delay)
         kill_all(process)
     report.kills += 1
-    saving = [path.name for path in (run / ".saving").glob("*")]
-    print(
-        json.dumps(
-            {
-                "run": run.name,
-                "went on from": begin,
-                "killed after step": newest_step(run),
-                "saving": saving,
-            }
-        ),
-        flush=True,
-    )
+    facts = {
+        "run": run.name,
+        "went on from": begin,
+        "killed after step": newest_step(run),
+        "saving": [path.name for path in (run / ".saving").glob("*")],
+    }
+    print(json.dumps(facts), flush=True)
 
 
 def has_trained(run: Path, before: int, begin: int) -> bool:
-    """metrics.jsonl was written by this start (it is cut back to the checkpoint first) and holds a
-    step of it."""
+    """Whether metrics.jsonl holds a step of this start, which first cuts the file back to the
+    checkpoint's step. before: when the file was written before this start."""
     path = run / "metrics.jsonl"
     return path.exists() and path.stat().st_mtime_ns > before and newest_step(run) > begin
 
@@ -80,8 +77,8 @@ def has_trained(run: Path, before: int, begin: int) -> bool:
 def stress(
     cases: list[tuple[str, str]], kills: int, seed: int, data: Path, base: Path, place: Path
 ) -> Report:
-    """`kills` in all, in turns over the cases. Raises AssertionError where a step was lost,
-    repeated or differs."""
+    """`kills` kills in all, divided among the cases. Raises AssertionError if a step is lost,
+    repeated or different."""
     draw, report = random.Random(seed), Report()
     for number, (stage, zero) in enumerate(cases):
         mine = kills // len(cases) + (number < kills % len(cases))
@@ -89,19 +86,15 @@ def stress(
         finish(command(stage, zero, data, base, whole, "--max_steps", str(STEPS)))
         words = command(stage, zero, data, base, run, "--max_steps", str(STEPS))
         for _ in range(mine):
-            # Steps take some tenths of a second here, saves too: anywhere within one.
-            start_and_kill(
-                words,
-                run,
-                place / "log",
-                draw.randint(1, SAVE_STEPS + 2),
-                draw.random() * 0.4,
-                report,
-            )
+            # A step and a save take some tenths of a second each. A kill may come anywhere in them.
+            num_steps = draw.randint(1, SAVE_STEPS + 2)
+            delay = draw.random() * 0.4
+            start_and_kill(words, run, place / "log", num_steps, delay, report)
         finish(words)
         assert_same_run(run, whole)
         print(
-            f"{run.name}: {mine} kills, {STEPS} steps, each once, and the weights: equal to the bit",
+            f"{run.name}: {mine} kills, {STEPS} steps, each once; they and the weights are equal "
+            "to the bit",
             flush=True,
         )
     return report

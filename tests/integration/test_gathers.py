@@ -12,11 +12,11 @@ pytestmark = pytest.mark.launch
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[tuple[dict, dict]]:
-    """Per run: rank 0's counts and rank 1's, whose micro-batches have no supervised token."""
+    """For each run the counts of rank 0 and of rank 1, whose micro-batches have no supervised
+    token."""
     directory = tmp_path_factory.mktemp("gathers")
-    result = launch(
-        "torchrun", str(Path(__file__).with_name("gather_count.py")), "--output", str(directory)
-    )
+    script = Path(__file__).with_name("gather_count.py")
+    result = launch("torchrun", str(script), "--output", str(directory))
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     ranks = [json.loads((directory / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return list(zip(*ranks, strict=True))
@@ -31,17 +31,22 @@ def test_ranks_gather_alike_with_and_without_supervised_tokens(runs):
         assert zero == one
 
 
+def steps_of_rank_0(runs, trained: str, keep: str) -> list[dict]:
+    for zero, _ in runs:
+        if (zero["trained"], zero["keep"]) == (trained, keep):
+            return zero["micro_steps"]
+    raise KeyError(trained, keep)
+
+
 @pytest.mark.parametrize("trained", ["all", "lora", "rows"])
 def test_one_gather_for_the_loss(runs, trained):
-    """DeepSpeed told to keep nothing: every micro-step, training or evaluation, gathers the head
-    once in forward.
+    """If DeepSpeed keeps nothing, every micro-step of training or evaluation gathers the head once
+    in forward.
 
-    Its hooks gather it once more in backward. A trained head needs that (autograd adds into a whole
-    weight); a frozen one does not, but ZeRO-3 has no way to say so.
+    DeepSpeed's hooks gather it once more in backward. A trained head needs that, because autograd
+    adds into a whole weight. A frozen one does not, but ZeRO-3 cannot be told so.
     """
-    steps = next(
-        zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "nothing"
-    )["micro_steps"]
+    steps = steps_of_rank_0(runs, trained, "nothing")
     assert not any(step["held"] for step in steps)
     assert [step["forward"] for step in steps] == [1] * 8
     assert [step["backward"] for step in steps] == [int(step["training"]) for step in steps]
@@ -49,15 +54,13 @@ def test_one_gather_for_the_loss(runs, trained):
 
 @pytest.mark.parametrize("trained", ["all", "lora", "rows"])
 def test_one_gather_in_all_by_default(runs, trained):
-    """DeepSpeed's defaults keep the head from forward to backward, once the first micro-step has
+    """By default DeepSpeed keeps the head from forward to backward, after the first micro-step has
     shown the order of the modules.
 
-    After an evaluation's micro-step it waits for a backward that does not come: the next one finds
-    the weight whole, and gathers none.
+    After a micro-step of an evaluation it keeps the weight for a backward that does not come. So
+    the next micro-step finds it whole and gathers nothing.
     """
-    steps = next(
-        zero for zero, _ in runs if zero["trained"] == trained and zero["keep"] == "default"
-    )["micro_steps"]
+    steps = steps_of_rank_0(runs, trained, "default")
     assert [step["held"] for step in steps] == [False, False, False, True, True, False, False, True]
     assert [step["forward"] for step in steps] == [int(not step["held"]) for step in steps]
     assert [step["backward"] for step in steps] == [1] + [0] * 7

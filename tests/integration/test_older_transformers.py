@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_words import flags
 from conftest import launch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -19,7 +20,7 @@ from ilrec.model.portable import TRIED_MODELS, make_portable
 
 pytestmark = pytest.mark.slow
 READER = Path(__file__).parent / "read_models.py"
-# The last of version 4, and what goes with it.
+# The last release of version 4, and what it needs.
 OLDER = ["transformers==4.57.6", "huggingface-hub<1.0", "tokenizers<0.23", "peft==0.18.1"]
 ROPES = {
     "default": {"rope_type": "default"},
@@ -60,26 +61,14 @@ ITEM_TOKENS = ["<a_1>", "<b_2>", "<c_0>"]
 def older(tmp_path_factory) -> Path:
     """transformers 4, from the package index."""
     directory = tmp_path_factory.mktemp("older")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--target",
-            str(directory),
-            *OLDER,
-        ],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(directory)]
+    subprocess.run([*pip, *OLDER], check=True)
     return directory
 
 
-def assert_both_say_the_same(older: Path, directories: list[Path], place: Path) -> None:
+def assert_both_read_the_same(older: Path, directories: list[Path], place: Path) -> None:
     """Logits, tokens of texts and what is generated, by transformers 4 and by the installed one."""
-    said = []
+    read = []
     for name, path in (("older.pt", str(older)), ("newer.pt", "")):
         reader = [sys.executable, str(READER), str(place / name), *map(str, directories)]
         result = subprocess.run(
@@ -90,8 +79,8 @@ def assert_both_say_the_same(older: Path, directories: list[Path], place: Path) 
             timeout=600,
         )
         assert result.returncode == 0, result.stderr[-4000:]
-        said.append(torch.load(place / name))
-    one, other = said
+        read.append(torch.load(place / name))
+    one, other = read
     assert one.pop("version") == "4.57.6" and other.pop("version") >= "5"
     for name in map(str, directories):
         assert one[name].keys() == other[name].keys() and one[name]
@@ -103,7 +92,7 @@ def assert_both_say_the_same(older: Path, directories: list[Path], place: Path) 
 
 
 def tiny_model(model_type: str, rope: dict, directory: Path) -> Path:
-    """Written by the installed transformers, with values that are nobody's default."""
+    """A model that the installed transformers writes, with values that are no defaults."""
     probe = AutoConfig.for_model(model_type)
     fields = {name: value for name, value in TINY.items() if hasattr(probe, name)}
     rope = {**rope, "rope_theta": THETA}
@@ -129,23 +118,18 @@ def tiny_model(model_type: str, rope: dict, directory: Path) -> Path:
 
 def test_every_tried_model_is_the_same_in_both(older, tmp_path):
     scaled = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")
-    wanted = [
-        (kind, rope)
-        for kind in TRIED_MODELS
-        for rope in ROPES
-        if rope == "default" or kind in scaled
-    ]
-    written = [tiny_model(kind, ROPES[rope], tmp_path / f"{kind}-{rope}") for kind, rope in wanted]
-    assert_both_say_the_same(older, written, tmp_path)
+    written = []
+    for kind in TRIED_MODELS:
+        for name in ROPES if kind in scaled else ("default",):
+            written.append(tiny_model(kind, ROPES[name], tmp_path / f"{kind}-{name}"))
+    assert_both_read_the_same(older, written, tmp_path)
 
 
 def byte_level(prefix_space: bool) -> Tokenizer:
     """As Llama 3 and Qwen have it."""
-    tokenizer = Tokenizer(
-        models.BPE(
-            {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []
-        )
-    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
@@ -166,15 +150,9 @@ def sentencepiece_form() -> Tokenizer:
         "▁th",
     ]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocabulary,
-            [("t", "h"), ("▁", "th")],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    merges = [("t", "h"), ("▁", "th")]
+    model = models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
@@ -219,7 +197,12 @@ FAMILIES = {
 
 
 def test_every_family_of_tokenizers_is_the_same_in_both(older, tmp_path):
-    """From a base as the hub has it, item tokens added, saved as a run saves it."""
+    """A base as the hub has it, with item tokens, saved as a run saves it."""
+
+    def sample(tokenizer) -> list:
+        ids = tokenizer("a text <a_1><b_2>")["input_ids"]
+        return [ids, tokenizer.padding_side, tokenizer.all_special_tokens]
+
     for name, (state, kind, fields) in FAMILIES.items():
         base = tmp_path / "bases" / name
         base.mkdir(parents=True)
@@ -229,24 +212,15 @@ def test_every_family_of_tokenizers_is_the_same_in_both(older, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(base)
         tokenizer.add_tokens(ITEM_TOKENS)
         tokenizer.save_pretrained(tmp_path / name)
-        before = [
-            tokenizer("a text <a_1><b_2>")["input_ids"],
-            tokenizer.padding_side,
-            tokenizer.all_special_tokens,
-        ]
+        before = sample(tokenizer)
         make_portable(tmp_path / name)
-        again = AutoTokenizer.from_pretrained(tmp_path / name)
-        assert [
-            again("a text <a_1><b_2>")["input_ids"],
-            again.padding_side,
-            again.all_special_tokens,
-        ] == before, name
-    assert_both_say_the_same(older, [tmp_path / name for name in FAMILIES], tmp_path)
+        assert sample(AutoTokenizer.from_pretrained(tmp_path / name)) == before, name
+    assert_both_read_the_same(older, [tmp_path / name for name in FAMILIES], tmp_path)
 
 
 def test_what_a_run_writes_is_the_same_in_both(older, data, tmp_path):
-    """From scratch, scaled positions: base, checkpoint and final/ under LoRA and without,
-    merged."""
+    """From scratch, with scaled positions: the base, a checkpoint and final/ with LoRA and without,
+    and the merged model."""
     rope = {**ROPES["llama3"], "rope_theta": 500000.0}
     init = {
         "hidden_size": 32,
@@ -257,32 +231,16 @@ def test_what_a_run_writes_is_the_same_in_both(older, data, tmp_path):
         "initializer_range": 0.3,
         "rope_parameters": rope,
     }
-    train = [
-        "python",
-        "ilrec/train.py",
-        "--config",
-        "ilrec/recipes/sft.yaml",
-        "--data",
-        str(data),
-        "--max_steps",
-        "2",
-        "--save_steps",
-        "1",
-        "--learning_rate",
-        "0.01",
-    ]
+    fields = flags(
+        config="ilrec/recipes/sft.yaml", data=data, max_steps=2, save_steps=1, learning_rate=0.01
+    )
+    train = ["python", "ilrec/train.py", *fields]
+    merge = ["python", "tools/merge_lora.py"]
     lora, full = tmp_path / "lora", tmp_path / "full"
     for words in (
-        [*train, "--init", json.dumps(init), "--output_dir", str(lora)],
-        [*train, "--model", str(lora / "base"), "--adapter", "none", "--output_dir", str(full)],
-        [
-            "python",
-            "tools/merge_lora.py",
-            "--adapter",
-            str(lora / "final"),
-            "--output",
-            str(tmp_path / "merged"),
-        ],
+        [*train, *flags(init=json.dumps(init), output_dir=lora)],
+        [*train, *flags(model=lora / "base", adapter="none", output_dir=full)],
+        [*merge, *flags(adapter=lora / "final", output=tmp_path / "merged")],
     ):
         result = launch(*words)
         assert result.returncode == 0, result.stderr[-4000:]
@@ -294,4 +252,4 @@ def test_what_a_run_writes_is_the_same_in_both(older, data, tmp_path):
         full / "final",
         tmp_path / "merged",
     ]
-    assert_both_say_the_same(older, written, tmp_path)
+    assert_both_read_the_same(older, written, tmp_path)

@@ -1,4 +1,4 @@
-"""Ranks that do not find together, really launched: one message that says why, whoever started
+"""Ranks that do not find each other, really launched: one message tells why, whoever started
 them."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from command_words import flags
 from conftest import ROOT, free_port, launch
 
 pytestmark = pytest.mark.launch
@@ -27,25 +28,19 @@ def run(*command: str, **environment: str) -> tuple[int, str]:
 
 
 def words(data, base, tmp_path) -> list[str]:
-    return [
-        "ilrec/train.py",
-        "--config",
-        "ilrec/recipes/stage1.yaml",
-        "--data",
-        str(data),
-        "--model",
-        str(base),
-        "--output_dir",
-        str(tmp_path / "run"),
-        "--num_readout_layers",
-        "2",
-        "--max_steps",
-        "1",
-    ]
+    fields = flags(
+        config="ilrec/recipes/stage1.yaml",
+        data=data,
+        model=base,
+        output_dir=tmp_path / "run",
+        num_readout_layers=2,
+        max_steps=1,
+    )
+    return ["ilrec/train.py", *fields]
 
 
 def test_a_taken_port_is_named_to_ranks_started_by_hand(data, base, tmp_path, taken_port):
-    status, said = run(
+    status, output = run(
         "python",
         *words(data, base, tmp_path),
         RANK="0",
@@ -54,56 +49,46 @@ def test_a_taken_port_is_named_to_ranks_started_by_hand(data, base, tmp_path, ta
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(taken_port),
     )
-    assert status == 2 and "Traceback" not in said and "another rank has ended" not in said, said[
-        -3000:
-    ]
-    assert (
-        said.count(
-            f"error: rank 0 of 2 could not join the others at MASTER_ADDR 127.0.0.1, MASTER_PORT {taken_port}: "
-        )
-        == 1
+    assert status == 2, output[-3000:]
+    assert "Traceback" not in output
+    assert "another rank has ended" not in output
+    message = (
+        "error: rank 0 of 2 could not join the others at MASTER_ADDR 127.0.0.1, "
+        f"MASTER_PORT {taken_port}: "
     )
-    assert (
-        "EADDRINUSE" in said
-        and "Another program has that port" in said
-        and not (tmp_path / "run").exists()
-    )
+    assert output.count(message) == 1
+    assert "EADDRINUSE" in output
+    assert "Another program has that port" in output
+    assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow  # the same message as above, by the launcher's way
+# Slow, because it is the message of the test above, with the launcher between.
+@pytest.mark.slow
 def test_a_taken_port_is_named_under_the_deepspeed_command(data, base, tmp_path, taken_port):
-    train = words(data, base, tmp_path)
-    status, said = run(
-        "python",
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_gpus",
-        "2",
-        "--master_port",
-        str(taken_port),
-        train[0],
-        "--ds_config",
-        "ds_configs/zero3_cpu.json",
-        *train[1:],
-    )
-    assert status != 0 and "EADDRINUSE" in said, said[-3000:]
-    assert f"MASTER_PORT {taken_port}: " in said and "another rank has ended" not in said
+    launcher = ["python", "-m", "deepspeed.launcher.runner"]
+    launcher += flags(num_gpus=2, master_port=taken_port)
+    script, *fields = words(data, base, tmp_path)
+    status, output = run(*launcher, script, "--ds_config", "ds_configs/zero3_cpu.json", *fields)
+    assert status != 0, output[-3000:]
+    assert "EADDRINUSE" in output, output[-3000:]
+    assert f"MASTER_PORT {taken_port}: " in output
+    assert "another rank has ended" not in output
 
 
 def test_a_rank_that_never_comes_is_not_called_dead(data, base, tmp_path):
-    """rank.py, too; of two ranks one is started. It waits as long as it is told, here a second."""
+    """One of two ranks is started. It waits as long as it is told, here a second."""
     script = tmp_path / "impatient.py"
     script.write_text(f"""
 import sys, datetime
 sys.path.insert(0, {str(ROOT)!r})
 import torch.distributed as dist
-from ilrec.entry import joining_ranks, run_entry
+from ilrec.processes import joining_ranks, run_entry
 def main(argv):
     with joining_ranks():
         dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=1))
 run_entry(main)
 """)
-    status, said = run(
+    status, output = run(
         "python",
         str(script),
         RANK="0",
@@ -111,4 +96,5 @@ run_entry(main)
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(free_port()),
     )
-    assert status == 2 and "1/2 clients joined. All ranks must be started" in said, said[-3000:]
+    assert status == 2, output[-3000:]
+    assert "1/2 clients joined. All ranks must be started" in output

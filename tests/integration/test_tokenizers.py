@@ -1,4 +1,5 @@
-"""Train and rank on tokenizers as users bring them: the ranks are transformers' and peft's."""
+"""Training and ranking with tokenizers as users bring them. The targets' ranks are compared with
+those that transformers and peft give alone."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_words import flags
 from conftest import NUM_ITEMS, NUM_USERS, ROOT
 from peft import PeftModel
 from tiny_tokenizers import FAMILIES, llama3, mistral
@@ -21,7 +23,7 @@ from ilrec.rank import main as rank_main
 from ilrec.samples.task import load_task
 from ilrec.train import train
 
-# Rows of the model beyond its tokens' numbers. Qwen's models have some, as padding.
+# {tokenizer: rows that the model has beyond its tokens}. Qwen's models have some, as padding.
 ROWS = {"mistral": 0, "llama2": 0, "gemma": 0, "qwen": 40, "with_holes": 0, "with_added_tokens": 0}
 NUM_RANKED = 10
 
@@ -56,22 +58,16 @@ def write_base(
 
 
 def train_a_little(data: Path, base: Path, output: Path, **fields) -> Path:
-    words = {
-        "data": data,
-        "model": base,
-        "output_dir": output,
-        "max_steps": 2,
-        "learning_rate": 0.05,
-        "num_readout_layers": 1,
-        **fields,
-    }
-    train(
-        [
-            "--config",
-            str(ROOT / "ilrec/recipes/stage1.yaml"),
-            *(word for name, value in words.items() for word in (f"--{name}", str(value))),
-        ]
+    words = flags(
+        config=ROOT / "ilrec/recipes/stage1.yaml",
+        data=data,
+        model=base,
+        output_dir=output,
+        max_steps=2,
+        learning_rate=0.05,
+        num_readout_layers=1,
     )
+    train([*words, *flags(**fields)])
     return output / "final"
 
 
@@ -83,24 +79,15 @@ def merged(final: Path) -> Path:
 
 
 def ranked(model: Path) -> list[int]:
-    rank_main(
-        [
-            "--model",
-            str(model),
-            "--num_beams",
-            str(NUM_ITEMS),
-            "--batch_size",
-            "7",
-            "--num_users",
-            str(NUM_RANKED),
-        ]
-    )
+    """The targets' ranks by ilrec/rank.py, with as many beams as items."""
+    rank_main(flags(model=model, num_beams=NUM_ITEMS, batch_size=7, num_users=NUM_RANKED))
     return np.load(model / "ranking.npy").tolist()
 
 
 @torch.no_grad()
 def exhaustive_ranks(final: Path, base: Path) -> list[int]:
-    """Of each user's last item among those not had before, scored by codes and end token."""
+    """The rank of each user's last item among the items that the user did not have before, by
+    scoring the codes and the end token of every item."""
     tokenizer = AutoTokenizer.from_pretrained(final)
     plain = MistralForCausalLM.from_pretrained(base)
     rows = max(plain.config.vocab_size, num_rows(tokenizer))
@@ -109,10 +96,9 @@ def exhaustive_ranks(final: Path, base: Path) -> list[int]:
     task = load_task(data_config(str(final), None))
     builder = task.sample_builder(tokenizer)
     end = tokenizer.eos_token_id
-    responses = torch.tensor(
-        [[*tokenizer.convert_tokens_to_ids(list(codes)), end] for codes in task.semantic_ids]
-    )
-    ranks = []
+    code_ids = [tokenizer.convert_tokens_to_ids(list(codes)) for codes in task.semantic_ids]
+    responses = torch.tensor([[*ids, end] for ids in code_ids])
+    target_ranks = []
     for sequence in task.dataset.sequences[: NUM_USERS : NUM_USERS // NUM_RANKED]:
         *history, target = sequence.tolist()
         prompt = torch.tensor(builder.prompt_ids(history)).expand(NUM_ITEMS, -1)
@@ -120,23 +106,24 @@ def exhaustive_ranks(final: Path, base: Path) -> list[int]:
         logps = logits[:, prompt.shape[1] - 1 : -1].log_softmax(-1)
         scores = logps.gather(2, responses[..., None]).sum((1, 2))
         better = (scores >= scores[target]).nonzero().flatten().tolist()
-        ranks.append(len(set(better) - set(history)))
-    return ranks
+        target_ranks.append(len(set(better) - set(history)))
+    return target_ranks
 
 
 @pytest.mark.parametrize("family", ROWS)
 def test_trained_and_ranked(family, data, tmp_path):
-    """An adapter with the tokens' rows, and the same merged: the ranks are right and the same."""
+    """An adapter with the rows of new tokens, and the same merged: the ranks are right."""
     base = write_base(tmp_path / "base", FAMILIES[family](), ROWS[family])
     final = train_a_little(data, base, tmp_path / "run")
-    ranks = ranked(final)
-    assert len(ranks) == NUM_RANKED and len(set(ranks)) > 4
-    assert ranks == exhaustive_ranks(final, base)
-    assert ranked(merged(final)) == ranks
+    target_ranks = ranked(final)
+    assert len(target_ranks) == NUM_RANKED
+    assert len(set(target_ranks)) > 4, "too many equal ranks would prove little"
+    assert target_ranks == exhaustive_ranks(final, base)
+    assert ranked(merged(final)) == target_ranks
 
 
 def test_a_list_of_end_tokens(data, tmp_path):
-    """As instruction-tuned models have it: the tokenizer's own end token ends an item."""
+    """Instruction-tuned models have several. The tokenizer's own end token ends an item."""
     tokenizer = llama3()
     base = write_base(tmp_path / "base", tokenizer, eos=[5, tokenizer.eos_token_id])
     settings = {"eos_token_id": [tokenizer.eos_token_id, 5], "do_sample": True}
@@ -146,7 +133,7 @@ def test_a_list_of_end_tokens(data, tmp_path):
 
 
 def test_tokens_beyond_the_models_rows_are_trained_and_saved_too(data, tmp_path):
-    """A padding token that was added and never given a row; nothing else is new."""
+    """A padding token that was added and never given a row. Nothing else is new."""
     tokenizer = mistral()
     base = write_base(tmp_path / "base", tokenizer)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -161,7 +148,8 @@ def test_tokens_beyond_the_models_rows_are_trained_and_saved_too(data, tmp_path)
 
 
 def test_codes_that_are_numbers(tmp_path):
-    """Codes that are words of the vocabulary already, and read the same when they are joined."""
+    """Codes that are already words of the vocabulary, and that read the same when they are
+    joined: 1 23 4 and 12 3 4."""
     codes = [["1", "23", "4"], ["12", "3", "4"], ["1", "2", "34"], ["5", "6", "7"], ["7", "8", "9"]]
     directory = tmp_path / "data"
     directory.mkdir()
@@ -183,12 +171,13 @@ def test_ranking_refuses_a_tokenizer_that_has_lost_its_codes(data, tmp_path):
 
 
 def test_an_adapter_gets_no_new_codes(data, tmp_path):
-    """Another index for the next stage: its tokens would be rows that nobody trains."""
+    """Another index for the next stage. The rows of its tokens would not be trained."""
     final = train_a_little(data, write_base(tmp_path / "base", mistral()), tmp_path / "run")
     index = {str(i): [f"<a_{i}>", "<b_1>"] for i in range(NUM_ITEMS)}
     (tmp_path / "other.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="the model has learned other tokens for these items"):
         train_a_little(data, final, tmp_path / "next", semantic_ids=tmp_path / "other.json")
-    (final / "item_index.json").unlink()  # as of an adapter that does not say what it has learned
+    # An adapter from elsewhere has no index that tells what it has learned.
+    (final / "item_index.json").unlink()
     with pytest.raises(InputError, match="final: 21 of 25 semantic-ID tokens are unknown to it, a"):
         train_a_little(data, final, tmp_path / "next", semantic_ids=tmp_path / "other.json")

@@ -1,8 +1,9 @@
 """Every reader of a user's file: damaged in any way, the file is read, or refused by one message
 that names it.
 
-Another run than the suite's, and more cases: `pytest --hypothesis-profile fuzz --hypothesis-seed N
-tests/interactions/test_damaged_files.py`.
+Other cases than the suite's, and more of them:
+
+    pytest --hypothesis-profile fuzz --hypothesis-seed N tests/interactions/test_damaged_files.py
 """
 
 from __future__ import annotations
@@ -25,16 +26,24 @@ from ilrec.interactions.prepared import write_prepared
 from ilrec.interactions.reading import read_interactions
 from ilrec.items.semantic_ids import read_semantic_ids
 from ilrec.rank import data_config
-from ilrec.training.zero3 import read_ds_config
+from ilrec.training.ds_config import read_ds_config
 
 ITEMS = [str(item) for item in range(4)]
 INTER = {"u": [0, 1, 2, 3], "v": ["3", "2", "1"]}
 TITLES = {item: {"title": f"title ä {item}"} for item in ITEMS}
 INDEX = {item: ["<a_1>", f"<b_{item}>"] for item in ITEMS}
-ATOMIC = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
-    f"{u}\t{i}\t{i}.5\n" for u in "ab" for i in ITEMS
-)
-RECIPE = 'data: d\noutput_dir: o\nmodel: m\nbeta: 0.1\nlora_target_modules: [q_proj]\nprompt_prefix: "a # b"\n'
+ATOMIC_LINES = [f"{user}\t{item}\t{item}.5\n" for user in "ab" for item in ITEMS]
+ATOMIC = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(ATOMIC_LINES)
+ATOMIC_TITLE_LINES = [f"{item}\tä {item}\n" for item in ITEMS]
+ATOMIC_TITLES = "item_id:token\tmovie_title:token_seq\n" + "".join(ATOMIC_TITLE_LINES)
+RECIPE = """\
+data: d
+output_dir: o
+model: m
+beta: 0.1
+lora_target_modules: [q_proj]
+prompt_prefix: "a # b"
+"""
 DS_CONFIG = {
     "bf16": {"enabled": "auto"},
     "zero_optimization": {"stage": 3, "overlap_comm": True},
@@ -78,16 +87,21 @@ NASTY = [
     b"version https://git-lfs.github.com/spec/v1\n",
 ]
 
+# A writer puts files into a directory and returns the one to damage; a reader reads the directory.
+Writer = Callable[[Path], Path]
+Reader = Callable[[Path], object]
 
-def dataset(directory: Path) -> None:
+
+def read_and_use(directory: Path) -> None:
     """What is read can be used: its texts can be written, its item numbers are those of items."""
-    read = read_interactions(directory, 0)
-    assert all(0 <= item < read.num_items for row in read.sequences for item in row)
+    dataset = read_interactions(directory, 0)
+    for row in dataset.sequences:
+        assert all(0 <= item < dataset.num_items for item in row)
     with tempfile.TemporaryDirectory() as other:
-        write_prepared(read, Path(other) / "prepared", {})
+        write_prepared(dataset, Path(other) / "prepared", {})
 
 
-def wrote(name: str, text: str) -> Callable[[Path], Path]:
+def text_file(name: str, text: str) -> Writer:
     def write(directory: Path) -> Path:
         (directory / name).write_text(text, encoding="utf-8")
         return directory / name
@@ -95,29 +109,25 @@ def wrote(name: str, text: str) -> Callable[[Path], Path]:
     return write
 
 
-def lcrec(damaged: str) -> Callable[[Path], Path]:
+def lcrec(damaged: str) -> Writer:
     def write(directory: Path) -> Path:
         for name, content in (("inter", INTER), ("item", TITLES)):
-            wrote(f"Set.{name}.json", json.dumps(content, ensure_ascii=False))(directory)
+            text_file(f"Set.{name}.json", json.dumps(content, ensure_ascii=False))(directory)
         return directory / f"Set.{damaged}.json"
 
     return write
 
 
-def recbole(damaged: str) -> Callable[[Path], Path]:
+def recbole(damaged: str) -> Writer:
     def write(directory: Path) -> Path:
-        wrote("Set.inter", ATOMIC)(directory)
-        wrote(
-            "Set.item",
-            "item_id:token\tmovie_title:token_seq\n"
-            + "".join(f"{item}\tä {item}\n" for item in ITEMS),
-        )(directory)
+        text_file("Set.inter", ATOMIC)(directory)
+        text_file("Set.item", ATOMIC_TITLES)(directory)
         return directory / damaged
 
     return write
 
 
-def prepared(damaged: str) -> Callable[[Path], Path]:
+def prepared(damaged: str) -> Writer:
     def write(directory: Path) -> Path:
         with tempfile.TemporaryDirectory() as other:
             lcrec("inter")(Path(other))
@@ -132,61 +142,63 @@ def sasrec(directory: Path) -> Path:
     return directory / "config.json"
 
 
-READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
-    "lcrec interactions": (lcrec("inter"), dataset),
-    "lcrec titles": (lcrec("item"), dataset),
-    "recbole interactions": (recbole("Set.inter"), dataset),
-    "recbole titles": (recbole("Set.item"), dataset),
-    "prepared": (prepared("dataset.json"), dataset),
+READERS: dict[str, tuple[Writer, Reader]] = {
+    "lcrec interactions": (lcrec("inter"), read_and_use),
+    "lcrec titles": (lcrec("item"), read_and_use),
+    "recbole interactions": (recbole("Set.inter"), read_and_use),
+    "recbole titles": (recbole("Set.item"), read_and_use),
+    "prepared": (prepared("dataset.json"), read_and_use),
     "semantic ids": (
-        wrote("Set.index.json", json.dumps(INDEX)),
+        text_file("Set.index.json", json.dumps(INDEX)),
         lambda directory: read_semantic_ids(directory / "Set.index.json", ITEMS),
     ),
     "recipe": (
-        wrote("recipe.yaml", RECIPE),
+        text_file("recipe.yaml", RECIPE),
         lambda directory: load_config(directory / "recipe.yaml", {}),
     ),
     "settings of a model": (
-        wrote("ilrec.yaml", RECIPE),
+        text_file("ilrec.yaml", RECIPE),
         lambda directory: data_config(str(directory), None),
     ),
     "ds_config": (
-        wrote("ds.json", json.dumps(DS_CONFIG)),
+        text_file("ds.json", json.dumps(DS_CONFIG)),
         lambda directory: read_ds_config(directory / "ds.json", BATCH, torch.float32, 1),
     ),
     "sasrec": (sasrec, lambda directory: SASRec.load(directory, ITEMS)),
 }
+KINDS = ["cut", "remove", "repeat", "flip", "insert", "replace"]
+
+
+def damaged_once(content: bytes, kind: str, begin: float, length: float, nasty: bytes) -> bytes:
+    """begin, length: from 0 to 1, as parts of the content."""
+    at = int(begin * len(content))
+    # The fourth power gives short pieces more often than long ones.
+    end = min(len(content), at + 1 + int(length**4 * len(content)))
+    before, part, after = content[:at], content[at:end], content[end:]
+    if kind == "cut":
+        return before
+    if kind == "remove":
+        return before + after
+    if kind == "repeat":
+        return before + part * 2 + after
+    if kind == "flip":
+        flipped = bytes(byte ^ 1 << int(length * 7) for byte in part[:1])
+        return before + flipped + part[1:] + after
+    if kind == "insert":
+        return before + nasty + part + after
+    return before + nasty + after
 
 
 @st.composite
 def damage(draw) -> Callable[[bytes], bytes]:
-    """One to three of: cut, remove, repeat, flip a bit, replace a word, insert what is nasty."""
-    kind = st.sampled_from(["cut", "remove", "repeat", "flip", "insert", "replace"])
-    kinds = draw(
-        st.lists(
-            st.tuples(kind, st.floats(0, 1), st.floats(0, 1), st.sampled_from(NASTY)),
-            min_size=1,
-            max_size=3,
-        )
-    )
+    """One to three of: cut, remove, repeat, flip a bit, insert or put in place what is nasty."""
+    fraction = st.floats(0, 1)
+    one = st.tuples(st.sampled_from(KINDS), fraction, fraction, st.sampled_from(NASTY))
+    steps = draw(st.lists(one, min_size=1, max_size=3))
 
     def apply(content: bytes) -> bytes:
-        for kind, begin, length, nasty in kinds:
-            at = int(begin * len(content))
-            end = min(
-                len(content), at + 1 + int(length**4 * len(content))
-            )  # short pieces more often than long ones
-            part, rest = content[at:end], content[end:]
-            flipped = bytes(byte ^ 1 << int(length * 7) for byte in part[:1]) + part[1:]
-            piece = {
-                "cut": b"",
-                "remove": b"",
-                "repeat": part * 2,
-                "flip": flipped,
-                "insert": nasty + part,
-                "replace": nasty,
-            }[kind]
-            content = content[:at] + piece + (b"" if kind == "cut" else rest)
+        for kind, begin, length, nasty in steps:
+            content = damaged_once(content, kind, begin, length, nasty)
         return content
 
     return apply
@@ -212,9 +224,8 @@ def test_an_undamaged_file_is_read(name, tmp_path):
     read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in READERS if "titles" not in name]
-)  # which need not be there
+# Files of titles are not among them, because they need not be there.
+@pytest.mark.parametrize("name", [name for name in READERS if "titles" not in name])
 def test_a_directory_or_nothing_in_its_place(name, tmp_path):
     write, read = READERS[name]
     path = write(tmp_path)

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_files import write_json
 
 from ilrec.errors import InputError
 from ilrec.interactions.reading import read_interactions
 
 
-def write_json(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
-
-
 def test_lcrec_items_users_and_titles(tmp_path: Path):
-    """Item numbers follow the item file, as numbers (2 before 10); the unseen 7 counts: 2 -> 0, 7
-    -> 1, 10 -> 2."""
+    """Items are numbered in the order of the item file's names as numbers, 2 before 10, and the
+    unseen 7 counts: 2 -> 0, 7 -> 1, 10 -> 2."""
     write_json(tmp_path / "Set.inter.json", {"u2": [10, 2, 10], "u1": ["2", "10", "2", "10"]})
     items = {"10": {"title": " Ten "}, "7": {"description": "x"}, "2": {"title": "Zwei ä"}}
     write_json(tmp_path / "Set.item.json", items)
     dataset = read_interactions(tmp_path, k_core=99)
-    assert (dataset.name, dataset.user_ids, dataset.item_ids) == (
-        "Set",
-        ["u1", "u2"],
-        ["2", "7", "10"],
-    )
-    assert [s.tolist() for s in dataset.sequences] == [[0, 2, 0, 2], [2, 0, 2]]
-    assert all(s.dtype == np.int32 for s in dataset.sequences)
+
+    assert dataset.name == "Set"
+    assert dataset.user_ids == ["u1", "u2"]
+    assert dataset.item_ids == ["2", "7", "10"]
+    assert [sequence.tolist() for sequence in dataset.sequences] == [[0, 2, 0, 2], [2, 0, 2]]
+    assert all(sequence.dtype == np.int32 for sequence in dataset.sequences)
     assert dataset.titles == ["Zwei ä", "", "Ten"]
     assert (dataset.num_users, dataset.num_items, dataset.num_dropped_users) == (2, 3, 0)
 
 
 def test_lcrec_catalogue_without_item_file(tmp_path: Path):
-    """The index file's items, where there is one; else those seen. Ids that are not all numbers
-    sort by text."""
+    """The items are those of the index file if there is one, else those of the users. Ids that are
+    not all numbers are sorted as text."""
     write_json(tmp_path / "Set.inter.json", {"u": ["b", "a", "b"]})
     assert read_interactions(tmp_path, 0).item_ids == ["a", "b"]
+
     write_json(tmp_path / "Set.index.json", {"b": ["<a_0>"], "a": ["<a_1>"], "10": ["<a_2>"]})
     dataset = read_interactions(tmp_path, 0)
-    assert (dataset.item_ids, dataset.titles) == (["10", "a", "b"], None)
+    assert dataset.item_ids == ["10", "a", "b"]
+    assert dataset.titles is None
 
 
 @pytest.mark.parametrize(
@@ -71,10 +67,13 @@ def test_broken_json_names_its_line(tmp_path: Path):
 def test_unknown_item_names_item_user_and_file(tmp_path: Path):
     write_json(tmp_path / "Set.inter.json", {"u": [1, 2, 3]})
     write_json(tmp_path / "Set.item.json", {"1": {"title": "a"}, "3": {"title": "b"}})
-    with pytest.raises(
-        InputError, match=r"Set\.item\.json: item '2', which user 'u' has in Set\.inter\.json"
-    ):
+    message = r"Set\.item\.json: item '2', which user 'u' has in Set\.inter\.json"
+    with pytest.raises(InputError, match=message):
         read_interactions(tmp_path, 0)
+
+
+def test_a_title_that_is_no_text(tmp_path: Path):
+    write_json(tmp_path / "Set.inter.json", {"u": [1, 2, 3]})
     write_json(tmp_path / "Set.item.json", {"1": {"title": 5}})
     with pytest.raises(InputError, match=r"Set\.item\.json: item '1': expected"):
         read_interactions(tmp_path, 0)

@@ -17,20 +17,30 @@ from ilrec.interactions.preparation import (
     with_titles,
 )
 
+# (user, item, time)
+Rows = list[tuple[str, str, int]]
 NONE = Filters(k_core=0, repeats="all")
 
 
-def raw_of(rows: list[tuple[str, str, int]]) -> RawInteractions:
+def raw_of(rows: Rows) -> RawInteractions:
     raw = RawInteractions()
     for row in rows:
         raw.add(*row)
     return raw
 
 
-def prepared(rows: list[tuple[str, str, int]], filters: Filters) -> dict[str, list[str]]:
+def history(user: str, num_items: int) -> Rows:
+    """Items 0, 1, 2, ... at times 0, 1, 2, ..."""
+    return [(user, str(number), number) for number in range(num_items)]
+
+
+def prepared(rows: Rows, filters: Filters) -> dict[str, list[str]]:
+    """{user: names of the items} after all steps."""
     dataset, _ = prepare(raw_of(rows), "own", filters)
-    rows_by_user = zip(dataset.user_ids, dataset.sequences, strict=True)
-    return {user: [dataset.item_ids[item] for item in row.tolist()] for user, row in rows_by_user}
+    names_of = {}
+    for user, row in zip(dataset.user_ids, dataset.sequences, strict=True):
+        names_of[user] = [dataset.item_ids[item] for item in row.tolist()]
+    return names_of
 
 
 def test_time_order_with_ties_in_file_order():
@@ -45,23 +55,16 @@ def test_the_first_of_repeats_in_time_not_in_file():
 
 
 def test_lengths():
-    """v has two items and cannot be split; u keeps its newest three of four, w has too few for
-    min_items 4."""
-    rows = (
-        [("u", str(i), i) for i in range(4)]
-        + [("v", "0", 1), ("v", "1", 2)]
-        + [("w", str(i), i) for i in range(3)]
-    )
-    dataset, removed = prepare(raw_of(rows), "own", Filters(k_core=0, min_items=4, max_items=3))
-    assert (
-        list(dataset.user_ids) == ["u"]
-        and dataset.sequences[0].tolist() == [0, 1, 2]
-        and dataset.item_ids == ["1", "2", "3"]
-    )
-    assert (
-        removed == {"repeats": 0, "k_core": 0, "min_items": 5, "max_items": 1}
-        and dataset.num_dropped_users == 2
-    )
+    """v has two items and cannot be split. w has three, too few for min_items 4. u keeps the newest
+    three of four."""
+    rows = history("u", 4) + history("v", 2) + history("w", 3)
+    filters = Filters(k_core=0, min_items=4, max_items=3)
+    dataset, removed = prepare(raw_of(rows), "own", filters)
+    assert list(dataset.user_ids) == ["u"]
+    assert dataset.sequences[0].tolist() == [0, 1, 2]
+    assert dataset.item_ids == ["1", "2", "3"]
+    assert removed == {"repeats": 0, "k_core": 0, "min_items": 5, "max_items": 1}
+    assert dataset.num_dropped_users == 2
 
 
 FEWER = [("k_core", -1, 0), ("min_items", 2, 3), ("max_items", 2, 3), ("max_items", -1, 3)]
@@ -69,60 +72,65 @@ FEWER = [("k_core", -1, 0), ("min_items", 2, 3), ("max_items", 2, 3), ("max_item
 
 @pytest.mark.parametrize(("name", "value", "least"), FEWER)
 def test_filters_that_leave_users_without_three_items(name: str, value: int, least: int):
-    """A user's last item is for the test, the one before for validation: fewer than three leave
-    none to train on."""
+    """A user's last item is for the test and the one before it for validation. Fewer than three
+    leave none to train on."""
     with pytest.raises(InputError, match=f"^{name}: expected {least} or more, got {value}$"):
-        Filters(**{name: value})
+        Filters(**{name: value})  # type: ignore[arg-type]
 
 
 def test_numbers_do_not_depend_on_the_order_of_the_file():
-    rows = [(user, item, when) for user in ("10", "9") for when, item in enumerate(("b", "a", "c"))]
-    one, other = (prepare(raw_of(given), "own", NONE)[0] for given in (rows, rows[3:] + rows[:3]))
-    assert list(one.user_ids) == list(other.user_ids) == [
-        "9",
-        "10",
-    ] and one.item_ids == other.item_ids == ["a", "b", "c"]
-    assert (
-        [r.tolist() for r in one.sequences]
-        == [r.tolist() for r in other.sequences]
-        == [[1, 0, 2]] * 2
-    )
+    rows = []
+    for user in ("10", "9"):
+        for when, item in enumerate(("b", "a", "c")):
+            rows.append((user, item, when))
+    for given in (rows, rows[3:] + rows[:3]):
+        dataset, _ = prepare(raw_of(given), "own", NONE)
+        assert list(dataset.user_ids) == ["9", "10"]
+        assert dataset.item_ids == ["a", "b", "c"]
+        assert [row.tolist() for row in dataset.sequences] == [[1, 0, 2]] * 2
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_against_a_slow_reference(seed: int):
-    """400 random interactions: sort, first of repeats, remove users and items below k until none
-    is, newest of the rest."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        (f"u{rng.integers(25)}", f"i{rng.integers(30)}", int(rng.integers(50))) for _ in range(400)
-    ]
+def slow_reference(rows: Rows, k: int, max_items: int) -> dict[str, list[str]]:
+    """Sort, keep the first of repeats, remove users and items below k until none is left, keep the
+    newest of the rest."""
     kept, seen = [], set()
     for user, item, _ in sorted(rows, key=lambda row: row[2]):
         if (user, item) not in seen:
             kept.append((user, item))
             seen.add((user, item))
     while True:
-        users, items = [u for u, _ in kept], [i for _, i in kept]
-        fewer = [(u, i) for u, i in kept if users.count(u) >= 6 and items.count(i) >= 6]
+        users = [user for user, _ in kept]
+        items = [item for _, item in kept]
+        fewer = []
+        for user, item in kept:
+            if users.count(user) >= k and items.count(item) >= k:
+                fewer.append((user, item))
         if fewer == kept:
             break
         kept = fewer
-    expected: dict[str, list[str]] = {}
+    items_of: dict[str, list[str]] = {}
     for user, item in kept:
-        expected.setdefault(user, []).append(item)
-    assert prepared(rows, Filters(k_core=6, max_items=9)) == {
-        user: items[-9:] for user, items in expected.items()
-    }
-    assert 0 < len(expected)
+        items_of.setdefault(user, []).append(item)
+    return {user: items[-max_items:] for user, items in items_of.items()}
 
 
-def test_nothing_left_says_what_removed_it():
-    with pytest.raises(
-        InputError,
-        match=r"own: no interaction is left of 3 \(removed by repeats 0, k_core 3, min_items 0\); lower",
-    ):
-        prepare(raw_of([("u", str(i), i) for i in range(3)]), "own", Filters(k_core=5))
+@pytest.mark.parametrize("seed", range(5))
+def test_against_a_slow_reference(seed: int):
+    """400 random interactions of 25 users and 30 items."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(400):
+        user, item, when = rng.integers(25), rng.integers(30), int(rng.integers(50))
+        rows.append((f"u{user}", f"i{item}", when))
+    expected = slow_reference(rows, k=6, max_items=9)
+    assert len(expected) > 0
+    assert prepared(rows, Filters(k_core=6, max_items=9)) == expected
+
+
+def test_nothing_left_reports_what_removed_it():
+    removed = r"own: no interaction is left of 3 \(removed by repeats 0, k_core 3, min_items 0\)"
+    with pytest.raises(InputError, match=f"{removed}; lower"):
+        prepare(raw_of(history("u", 3)), "own", Filters(k_core=5))
 
 
 @pytest.mark.parametrize(
@@ -143,24 +151,20 @@ def test_titles_are_cleaned(title: str, clean: str):
 
 
 def test_titles_and_statistics():
-    """Lengths 3 and 5 over 5 items: 8 interactions, density .8; two of five items have no title."""
-    rows = [("u", str(i), i) for i in range(3)] + [("v", str(i), i) for i in range(5)]
-    dataset = with_titles(
-        prepare(raw_of(rows), "own", NONE)[0],
-        {"0": "A", "1": " &nbsp;", "2": "C", "3": "D", "9": "X"},
-    )
+    """3 and 5 items of 5: 8 interactions, density 8 / (2 * 5) = .8, median 4. Two of the five items
+    have no title."""
+    without_titles, _ = prepare(raw_of(history("u", 3) + history("v", 5)), "own", NONE)
+    raw_titles = {"0": "A", "1": " &nbsp;", "2": "C", "3": "D", "9": "X"}
+    dataset = with_titles(without_titles, raw_titles)
     assert dataset.titles == ["A", "", "C", "D", ""]
-    found = statistics(dataset)
-    assert (found["users"], found["items"], found["interactions"], found["density"]) == (
-        2,
-        5,
-        8,
-        0.8,
-    )
-    assert (
-        found["items per user, 50%"],
-        found["items per user, most"],
-        found["items without a title"],
-    ) == (4.0, 5, 2)
-    assert format_statistics(found).splitlines()[3].split() == ["density", "0.8"]
     assert with_titles(dataset, {}).titles is None
+
+    values = statistics(dataset)
+    assert values["users"] == 2
+    assert values["items"] == 5
+    assert values["interactions"] == 8
+    assert values["density"] == 0.8
+    assert values["items per user, 50%"] == 4.0
+    assert values["items per user, most"] == 5
+    assert values["items without a title"] == 2
+    assert format_statistics(values).splitlines()[3].split() == ["density", "0.8"]

@@ -13,10 +13,17 @@ def lists(rows: Ragged) -> list[list[int]]:
 
 def test_rows_are_views_of_one_array():
     rows = Ragged.from_rows([[1, 2, 3], [], [4]])
-    assert lists(rows) == [[1, 2, 3], [], [4]] and len(rows) == 3 and rows.values.dtype == np.int32
+    assert lists(rows) == [[1, 2, 3], [], [4]]
+    assert len(rows) == 3
+    assert rows.values.dtype == np.int32
     assert rows.lengths.tolist() == [3, 0, 1]
-    assert rows[0].base is rows.values and rows[-1].tolist() == [4]
-    assert lists(rows[1:]) == [[], [4]] and rows[1:].values is rows.values
+    assert rows[0].base is rows.values
+    assert rows[-1].tolist() == [4]
+    assert lists(rows[1:]) == [[], [4]]
+    assert rows[1:].values is rows.values
+
+
+def test_rows_by_their_lengths():
     assert lists(Ragged.from_lengths(np.array([7, 8, 9]), np.array([1, 2]))) == [[7], [8, 9]]
     assert lists(Ragged.from_rows([])) == []
 

@@ -1,5 +1,5 @@
-"""Embeddings are found by item, whatever the order of the rows; what does not say whose rows it has
-is refused."""
+"""Embeddings are found by item, whatever the order of the rows. A file that does not say which item
+a row belongs to is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def test_rows_are_found_by_item(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.ids.json", "x.npy"]
     assert read_embeddings(tmp_path / "x.npy", IDS).tolist() == ROWS.tolist()
     assert read_embeddings(tmp_path / "x.npy", ["b", "9", "10"]).tolist() == ROWS[::-1].tolist()
-    ids_path(tmp_path / "x.npy").write_text('[10, 9, "b"]')  # numbers name items too
+    # Numbers name items too.
+    ids_path(tmp_path / "x.npy").write_text('[10, 9, "b"]')
     assert read_embeddings(tmp_path / "x.npy", IDS).tolist() == ROWS.tolist()
 
 
@@ -31,7 +32,8 @@ def test_rows_are_found_by_item(tmp_path: Path):
     [
         (
             ["10", "9", "c"],
-            r"x\.ids\.json: 3 items, the data has 3: item 'b' of the data has no row; make the embeddings of this data's",
+            r"x\.ids\.json: 3 items, the data has 3: item 'b' of the data has no row; "
+            "make the embeddings of this data's",
         ),
         (
             ["10", "9"],
@@ -42,7 +44,8 @@ def test_rows_are_found_by_item(tmp_path: Path):
         ({"10": 0}, r"expected a JSON list .*, got a dict"),
         (
             None,
-            r"x\.ids\.json: no such file, so that nothing says which row is which item; expected a JSON list .* train again",
+            r"x\.ids\.json: no such file, so that nothing says which row is which item; "
+            "expected a JSON list .* train again",
         ),
     ],
 )
@@ -72,7 +75,7 @@ def test_items_that_the_data_lacks(tmp_path: Path):
         ),
     ],
 )
-def test_arrays_that_are_none(tmp_path: Path, rows: np.ndarray, message: str):
+def test_arrays_that_are_no_embeddings(tmp_path: Path, rows: np.ndarray, message: str):
     write_embeddings(tmp_path / "x.npy", rows, IDS)
     with pytest.raises(InputError, match=message):
         read_embeddings(tmp_path / "x.npy", IDS)

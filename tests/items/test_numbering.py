@@ -1,4 +1,5 @@
-"""The digest of a numbering: another order, other names, or names cut elsewhere make another."""
+"""The digest of a numbering. Another order, other names, or names that are cut elsewhere make
+another digest."""
 
 from __future__ import annotations
 
@@ -23,5 +24,5 @@ def test_every_difference_shows():
 
 
 def test_it_is_the_same_in_every_process():
-    """Pinned: what was saved with it by one version is read by the next."""
+    """The value is fixed here, because the next version reads what this one saved with it."""
     assert numbering_digest(iter(["a", "\u00e9"])).startswith("7109eab322e40417")

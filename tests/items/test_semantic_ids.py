@@ -23,7 +23,7 @@ def test_round_trip_in_the_order_asked_for(tmp_path):
     path = tmp_path / "x.index.json"
     write_semantic_ids(path, ["i", "j"], [("<a_1>", "<b_2>"), ("<a_3>", "<b_4>")])
     assert read_semantic_ids(path, ["j", "i"]) == [("<a_3>", "<b_4>"), ("<a_1>", "<b_2>")]
-    assert [p.name for p in tmp_path.iterdir()] == ["x.index.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.index.json"]
 
 
 def test_collisions_get_one_more_token_and_the_rest_stays():
@@ -36,7 +36,7 @@ def test_collisions_get_one_more_token_and_the_rest_stays():
 
 
 def test_resolving_makes_no_new_collision():
-    """The token that tells two items apart is one that no other item has after the same codes."""
+    """The token that is added is one that no other item has after the same codes."""
     shared, other = ("<a_1>", "<b_1>"), ("<a_2>", "<b_2>")
     ids = [shared, (*shared, "<c_0>"), shared, other, (*shared, "<c_2>"), shared, other]
     resolved = resolve_collisions(ids)
@@ -49,7 +49,8 @@ def test_resolving_makes_no_new_collision():
         (*shared, "<c_4>"),
         (*other, "<c_1>"),
     ]
-    assert len(set(resolved)) == len(ids) and resolve_collisions(resolved) == resolved
+    assert len(set(resolved)) == len(ids)
+    assert resolve_collisions(resolved) == resolved
 
 
 def test_item_tokens_are_sorted_by_level_and_code():

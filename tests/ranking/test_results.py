@@ -3,27 +3,33 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
-from ilrec.ranking.results import format_table, write_ranking
+from ilrec.errors import InputError
+from ilrec.ranking.results import check_ranking, format_table, write_ranking
 
 
-def test_write(tmp_path):
-    write_ranking(
-        tmp_path / "new" / "ranking.json", {"hit@5": 0.5}, {"num_users": 2}, torch.tensor([7, 1])
-    )
-    assert json.loads((tmp_path / "new" / "ranking.json").read_text()) == {
-        "metrics": {"hit@5": 0.5},
-        "protocol": {"num_users": 2},
-    }
-    assert np.load(tmp_path / "new" / "ranking.npy").tolist() == [7, 1]
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["ranking.json", "ranking.npy"]
+def test_both_files_are_written(tmp_path):
+    place = tmp_path / "new"
+    metrics = {"hit@5": 0.5}
+    protocol = {"num_users": 2}
+    write_ranking(place / "ranking.json", metrics, protocol, torch.tensor([7, 1]))
+    content = json.loads((place / "ranking.json").read_text())
+    assert content == {"metrics": metrics, "protocol": protocol}
+    assert np.load(place / "ranking.npy").tolist() == [7, 1]
+    assert sorted(path.name for path in place.iterdir()) == ["ranking.json", "ranking.npy"]
+
+
+def test_a_name_for_the_ranks_is_no_name_for_the_metrics(tmp_path):
+    with pytest.raises(InputError, match="ranking.npy: this name is for the ranks"):
+        check_ranking(tmp_path / "ranking.npy")
+    check_ranking(tmp_path / "ranking.json")
 
 
 def test_table():
-    table = format_table(
-        {"sft": {"hit@5": 0.25}, "stage1": {"hit@5": 0.5, "ndcg@5": 0.125}}, ("hit@5", "ndcg@5")
-    )
+    rows = {"sft": {"hit@5": 0.25}, "stage1": {"hit@5": 0.5, "ndcg@5": 0.125}}
+    table = format_table(rows, ("hit@5", "ndcg@5"))
     assert table.splitlines() == [
         "           Hit@5    NDCG@5",
         "sft       0.2500         -",

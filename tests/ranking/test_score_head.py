@@ -16,7 +16,7 @@ IDS = torch.arange(12)[None] % 50
 
 
 def make_model(kind: str, dtype: torch.dtype):
-    """As wide as logits of some size need, with the token rows that training adds."""
+    """Wide enough for logits of some size. kind "token rows": with the rows that training adds."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64,
@@ -29,16 +29,13 @@ def make_model(kind: str, dtype: torch.dtype):
     )
     model = LlamaForCausalLM(config)
     if kind == "token rows":
-        rows = {"embed_tokens": NEW_TOKENS, "lm_head": NEW_TOKENS}
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=4,
-                target_modules="all-linear",
-                trainable_token_indices=rows,
-            ),
+        adapter = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=4,
+            target_modules="all-linear",
+            trainable_token_indices={"embed_tokens": NEW_TOKENS, "lm_head": NEW_TOKENS},
         )
+        model = get_peft_model(model, adapter)
         for name, parameter in model.named_parameters():
             if "trainable_tokens_delta" in name:
                 torch.nn.init.normal_(parameter)
@@ -55,29 +52,27 @@ def test_logits_are_the_exact_product_of_states_and_weights(kind, dtype):
     logits = model(IDS, logits_to_keep=3).logits
     base = plain.get_base_model() if kind == "token rows" else plain
     hidden = base.get_decoder()(IDS)[0][:, -3:]
-    weight = (
-        base.get_output_embeddings().weight
-        if kind != "token rows"
-        else base.lm_head.token_adapter.get_merged_weights(["default"])
-    )
-    assert logits.dtype == torch.promote_types(dtype, torch.float32) and logits.shape == (
-        1,
-        3,
-        2000,
-    )
-    torch.testing.assert_close(
-        logits.double(), hidden.double() @ weight.double().T, rtol=1e-5, atol=1e-5
-    )
-    assert model.dtype == dtype and base.get_input_embeddings()(IDS).dtype == dtype
+    if kind == "token rows":
+        weight = base.lm_head.token_adapter.get_merged_weights(["default"])
+    else:
+        weight = base.get_output_embeddings().weight
+    assert logits.dtype == torch.promote_types(dtype, torch.float32)
+    assert logits.shape == (1, 3, 2000)
+    exact = hidden.double() @ weight.double().T
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+    # Nothing else has changed its precision.
+    assert model.dtype == dtype
+    assert base.get_input_embeddings()(IDS).dtype == dtype
 
 
 @torch.inference_mode()
 def test_what_bfloat16_ties_is_told_apart():
-    """The reason for it: 2,000 tokens have about 1,000 different logits in bfloat16, and about
+    """Why the head exists: 2,000 tokens have about 1,000 different logits in bfloat16, and about
     2,000 in float32."""
     model = make_model("untied", torch.bfloat16)
     rounded = model(IDS, logits_to_keep=1).logits[0, -1].float()
     score_in_float32(model)
     told_apart = model(IDS, logits_to_keep=1).logits[0, -1]
-    assert len(rounded.unique()) < 1100 and len(told_apart.unique()) > 1990
+    assert len(rounded.unique()) < 1100
+    assert len(told_apart.unique()) > 1990
     assert torch.equal(told_apart.bfloat16().float(), rounded)

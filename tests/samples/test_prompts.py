@@ -1,4 +1,4 @@
-"""The render contract of both item formats."""
+"""How both item formats write items and the text around them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tiny_tokenizers import FAMILIES, mistral, uncased
 from ilrec.errors import InputError
 from ilrec.samples.prompts import SemanticIdPrompt, TitlePrompt, Wording
 
+# Each item format's own wording.
 OWN = Wording(None, None, None)
 SEMANTIC_IDS = [("<a_1>", "<b_10>"), ("<a_1>", "<b_2>", "<c_0>")]
 
@@ -19,7 +20,7 @@ def test_titles():
 
 
 def test_semantic_ids():
-    """Tokens once each, level by level and by number within a level: b_2 before b_10."""
+    """Each token once, level by level, and by number within a level: b_2 before b_10."""
     prompt = SemanticIdPrompt(SEMANTIC_IDS, OWN)
     assert prompt.item_text(1) == "<a_1><b_2><c_0>"
     assert prompt.new_tokens() == ["<a_1>", "<b_2>", "<b_10>", "<c_0>"]
@@ -27,22 +28,23 @@ def test_semantic_ids():
 
 @pytest.mark.parametrize("prompt", [TitlePrompt(["a"], OWN), SemanticIdPrompt(SEMANTIC_IDS, OWN)])
 def test_own_wording_is_an_instruction(prompt: TitlePrompt | SemanticIdPrompt):
-    """No piece ends in a space: it would be a token of its own before the next piece."""
-    assert prompt.prefix.startswith("### Instruction:") and prompt.suffix.endswith("### Response:")
+    """No piece ends in a space, which would be a token of its own before the next piece."""
+    assert prompt.prefix.startswith("### Instruction:")
+    assert prompt.suffix.endswith("### Response:")
     assert prompt.separator == ","
-    assert not any(
-        text.endswith(" ")
-        for text in (prompt.prefix, prompt.separator, prompt.suffix, prompt.item_text(0))
-    )
+    for text in (prompt.prefix, prompt.separator, prompt.suffix, prompt.item_text(0)):
+        assert not text.endswith(" ")
 
 
 @pytest.mark.parametrize(
-    "make", [lambda w: TitlePrompt(["a"], w), lambda w: SemanticIdPrompt(SEMANTIC_IDS, w)]
+    ("kind", "items"), [(TitlePrompt, ["a"]), (SemanticIdPrompt, SEMANTIC_IDS)]
 )
-def test_wording_can_be_replaced(make):
+def test_wording_can_be_replaced(kind, items):
     """An empty text counts as given; null keeps the format's own."""
-    prompt = make(Wording("", " then", None))
-    assert (prompt.prefix, prompt.separator, prompt.suffix) == ("", " then", make(OWN).suffix)
+    prompt = kind(items, Wording("", " then", None))
+    assert prompt.prefix == ""
+    assert prompt.separator == " then"
+    assert prompt.suffix == kind(items, OWN).suffix
 
 
 def test_a_missing_title_is_refused():
@@ -54,11 +56,12 @@ def ids_of(titles: list[str], tokenizer) -> list[list[int]]:
     return [row.tolist() for row in TitlePrompt(titles, OWN).item_ids(tokenizer)]
 
 
-def test_the_same_title_is_said_and_kept(caplog):
-    """Case, width and further spaces make no other title where the tokenizer does not keep them."""
+def test_the_same_title_is_reported_and_kept(caplog):
+    """Case, width and further spaces make no other title if the tokenizer does not keep them."""
     titles = ["red guitar", "amp", "red guitar", "Red  Guitar", "ａｍｐ"]
     one, two, three, four, five = ids_of(titles, uncased())
-    assert one == three == four and two == five
+    assert one == three == four
+    assert two == five
     assert "3 of 5 items have the same title as an item before them, first 'red gui" in caplog.text
     caplog.clear()
     assert len({tuple(row) for row in ids_of(titles, mistral())}) == 4
@@ -90,12 +93,12 @@ def test_a_title_that_spells_a_special_token_is_text(family):
     (row,) = ids_of([f"The {' '.join(special)} tag"], tokenizer)
     numbers = tokenizer.convert_tokens_to_ids(special)
     assert not set(numbers) & set(row)
-    # Elsewhere it is what it was.
+    # In any other text the tokenizer still reads it as the special token.
     assert tokenizer(special[0], add_special_tokens=False)["input_ids"] == numbers[:1]
 
 
-def test_a_title_that_cannot_but_hold_an_end_token_is_refused():
-    """A unigram model has the end token among its pieces."""
+def test_a_title_that_always_holds_an_end_token_is_refused():
+    """A unigram model has the end token among its pieces, and finds it in any text."""
     with pytest.raises(InputError, match="1 of 2 titles hold the end token '</s>', first 'an </s>"):
         ids_of(["amp", "an </s> amp"], uncased())
 

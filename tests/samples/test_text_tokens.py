@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 from tiny_tokenizers import FAMILIES, llama2, mistral, uncased
 
-from ilrec.samples.prefixes import SampleBuilder
+from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.prompts import TitlePrompt, Wording
 from ilrec.samples.text_tokens import inside_text
 
 TITLES = ["Toy Story", "Four Rooms", "漢字 — 12"]
+# All families but the one that does not keep capital letters.
+KEEPING_TEXT = [name for name in FAMILIES if name != "uncased"]
 
 
 @pytest.mark.parametrize("every_item", [False, True])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "uncased"])
+@pytest.mark.parametrize("family", KEEPING_TEXT)
 def test_what_the_model_reads_is_the_prompt_as_it_is_written(family, every_item):
-    """No piece is taken for the beginning of a text, with a space before it or one more."""
+    """No piece is taken for the beginning of a text and gets one more space."""
     tokenizer = FAMILIES[family]()
     suffix = "" if every_item else "\n### Response:"
     prompt = TitlePrompt(TITLES, Wording("### Input:", ",", suffix))
@@ -25,14 +27,12 @@ def test_what_the_model_reads_is_the_prompt_as_it_is_written(family, every_item)
     assert tokenizer.decode(ids, skip_special_tokens=True) == written
 
 
-@pytest.mark.parametrize(
-    ("make", "alone", "inside"),
-    [(mistral, ["▁", ","], [","]), (llama2, ["▁", ","], [","]), (uncased, ["▁", ","], [","])],
-)
-def test_no_space_before_a_text_that_goes_on(make, alone, inside):
+@pytest.mark.parametrize("make", [mistral, llama2, uncased])
+def test_no_space_before_a_text_that_goes_on(make):
+    """The tokenizer itself stays as it was."""
     tokenizer = make()
     reader = inside_text(tokenizer)
-    for reads, expected in ((tokenizer, alone), (reader, inside), (tokenizer, alone)):
+    for reads, expected in ((tokenizer, ["▁", ","]), (reader, [","]), (tokenizer, ["▁", ","])):
         ids = reads(",", add_special_tokens=False)["input_ids"]
         assert reads.convert_ids_to_tokens(ids) == expected
 

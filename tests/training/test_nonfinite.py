@@ -1,4 +1,4 @@
-"""What is said of NaN and inf, and what is kept of the micro-batch."""
+"""The message about NaN and inf, and what is kept of the micro-batch."""
 
 import torch
 from safetensors.torch import load_file
@@ -11,25 +11,25 @@ def test_ranks_are_told_apart():
     and on rank 2."""
     text = describe_nonfinite([[0, 0, 0, 0], [5, 0, 0, 1], [0, 0, 0, 1], [7, 7, 6, 1]])
     assert text.startswith(
-        "NaN or inf in readout layer L-2's hidden states (rank 3: 6 tokens); readout layer L-1's hidden states "
-        "(rank 3: 7 tokens); last layer's hidden states (rank 1: 5 tokens, rank 3: 7 tokens). "
+        "NaN or inf in readout layer L-2's hidden states (rank 3: 6 tokens); readout layer L-1's "
+        "hidden states (rank 3: 7 tokens); last layer's hidden states (rank 1: 5 tokens, rank 3: "
+        "7 tokens). "
     )
-    assert describe_nonfinite([[0, 1], [0, 0], [0, 1]]).startswith(
-        "the loss is NaN or inf (rank 0, rank 2) though"
-    )
+    text = describe_nonfinite([[0, 1], [0, 0], [0, 1]])
+    assert text.startswith("the loss is NaN or inf (rank 0, rank 2) though")
 
 
 def test_a_bad_micro_batch_is_named_and_kept(tmp_path):
+    def collate(rows: list[dict]) -> dict:
+        return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
+
     samples = [{"input_ids": [1, 2], "sample_id": 40 + i} for i in range(10)]
-    batch = IdentifiedCollator(
-        lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
-    )(samples)
-    text = keep_batches(batch, [[0, 3, 1]], 0, 7, tmp_path)
-    assert (
-        text
-        == f"Samples of the micro-batch, kept in {tmp_path / 'nonfinite'}: rank 0: 40, 41, 42, 43, 44, 45, 46, 47 and 2 more"
+    batch = IdentifiedCollator(collate)(samples)
+    place = tmp_path / "nonfinite"
+    assert keep_batches(batch, [[0, 3, 1]], 0, 7, tmp_path) == (
+        f"Samples of the micro-batch, kept in {place}: "
+        "rank 0: 40, 41, 42, 43, 44, 45, 46, 47 and 2 more"
     )
-    kept = load_file(tmp_path / "nonfinite" / "step-7-rank-0.safetensors")
-    assert torch.equal(kept["input_ids"], batch["input_ids"]) and kept[
-        "sample_ids"
-    ].tolist() == list(range(40, 50))
+    kept = load_file(place / "step-7-rank-0.safetensors")
+    assert torch.equal(kept["input_ids"], batch["input_ids"])
+    assert kept["sample_ids"].tolist() == list(range(40, 50))

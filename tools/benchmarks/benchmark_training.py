@@ -55,7 +55,7 @@ from ilrec.model.loading import choose_dtype
 from ilrec.model.objective import attach_objective
 from ilrec.ops import STATS
 from ilrec.processes import device_name, environment, run_entry
-from ilrec.samples.prefixes import IGNORE_INDEX
+from ilrec.samples.builder import IGNORE_INDEX
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("sft", "stage1", "stage2")

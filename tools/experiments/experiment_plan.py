@@ -22,7 +22,7 @@ from experiment_grid import BASELINE_SETTINGS, Grid, Row
 from ilrec.config.loading import load_config
 from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
-from ilrec.interactions.dataset import fingerprint_of
+from ilrec.files.digests import fingerprint_of
 from ilrec.interactions.reading import read_interactions
 from ilrec.model.source import find_model, local_directory
 from ilrec.training.identity import MAY_CHANGE, model_digest

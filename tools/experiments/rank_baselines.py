@@ -28,7 +28,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ilrec.collaborative.sasrec import SASRec, popularity_scores
+from ilrec.collaborative.popularity import popularity_scores
+from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sections import CANDIDATES, DataConfig
@@ -38,7 +39,7 @@ from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
 from ilrec.interactions.reading import read_interactions
 from ilrec.processes import run_entry
-from ilrec.ranking.candidates import choose_candidates, rank_by_scores
+from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, write_ranking
 
@@ -144,7 +145,7 @@ def main(argv: list[str]) -> None:
         "sasrec": lambda: sasrec(dataset, arguments.sasrec),
     }[arguments.method]()
     candidates = choose_candidates(arguments.candidates, dataset.sequences)
-    ranks = rank_by_scores(*dataset.evaluation(arguments.split), scorer, candidates)
+    ranks = target_ranks_by_scores(*dataset.evaluation(arguments.split), scorer, candidates)
     metrics = ranking_metrics(ranks, CUTOFFS)
     protocol = {
         "catalogue": "full ranking",
