@@ -45,6 +45,7 @@ def size_and_digest(path: str | Path) -> tuple[int, str]:
 def fingerprint_of(paths: Iterable[Path], *parts: object) -> str:
     """SHA-256 of the further parts (settings, by their repr) and then the bytes of all files."""
 
+    # The parts come first, without a mark between them and the files: recorded values depend on it.
     def blocks() -> Iterator[bytes]:
         yield repr(parts).encode()
         for path in paths:

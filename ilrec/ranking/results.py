@@ -33,6 +33,7 @@ def write_ranking(
     target_ranks_U: int64 [users], in the order of the data set's users. Raises InputError if the
     files cannot be written; check_ranking finds that out before the work.
     """
+    # Both get their names at the end of the block, so that numbers and ranks always fit together.
     with whole_file(path) as metrics_file, whole_file(_ranks_file(path)) as ranks_file:
         np.save(ranks_file, target_ranks_U.numpy())
         content = {"metrics": dict(metrics), "protocol": dict(protocol)}

@@ -217,6 +217,7 @@ def make_trainer(
         batch_collator=batch_collate,
         facts=facts,
     )
+    # report_to is empty, so this is the only one that writes: rank 0, into the run directory.
     if trainer.is_world_process_zero():
         writer = SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))
         trainer.add_callback(TensorBoardCallback(writer))

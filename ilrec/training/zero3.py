@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.tuners.trainable_tokens import TrainableTokensLayer
@@ -176,7 +177,10 @@ def allow_state_classes() -> None:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    ZeroStageEnum.__reduce_ex__ = lambda stage, protocol: (ZeroStageEnum, (stage.value,))  # type: ignore[method-assign]
+    def by_value(stage: ZeroStageEnum, protocol: Any) -> tuple[type, tuple[int]]:
+        return ZeroStageEnum, (stage.value,)
+
+    ZeroStageEnum.__reduce_ex__ = by_value  # type: ignore[method-assign]
     torch.serialization.add_safe_globals(
         [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
     )
