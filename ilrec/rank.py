@@ -45,7 +45,7 @@ from ilrec.processes import joining_ranks, rank, run_entry, world_size
 from ilrec.ranking.beam_search import trie_beam_search
 from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
 from ilrec.ranking.metrics import ranking_metrics, ranks_from_lists
-from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, write_ranking
+from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, protocol_of, write_ranking
 from ilrec.ranking.score_head import score_in_float32
 from ilrec.samples.collators import PromptCollator
 from ilrec.samples.prefixes import EvaluationSamples
@@ -274,19 +274,18 @@ def main(argv: list[str]) -> None:
         candidates,
     )
     metrics = ranking_metrics(ranks, tuple(k for k in CUTOFFS if k <= arguments.num_beams))
-    protocol = {
-        "catalogue": "full ranking",
-        "split": arguments.split,
-        "num_users": len(ranks),
-        "candidates": candidates,
-        "num_items": task.dataset.num_items,
-        "num_beams": arguments.num_beams,
-        "data": config.data,
-        "checkpoint": str(Path(arguments.model).resolve()),
-        "dtype": str(model.dtype).split(".")[-1],
-        "score_dtype": "float32",
+    protocol = protocol_of(
+        arguments.split,
+        len(ranks),
+        candidates,
+        task.dataset.num_items,
+        num_beams=arguments.num_beams,
+        data=config.data,
+        checkpoint=str(Path(arguments.model).resolve()),
+        dtype=str(model.dtype).split(".")[-1],
+        score_dtype="float32",
         **task.dataset.numbering(users),
-    }
+    )
     if rank() == 0:
         try:
             write_ranking(output, metrics, protocol, ranks)

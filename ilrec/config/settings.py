@@ -107,8 +107,13 @@ def hints_of(cls: type) -> dict[str, Any]:
 def read_field(cls: type, name: str, value: Any) -> Any:
     """The value as the field's type says, within its domain; InputError, which begins with the
     field's name, where it does not fit."""
-    hint = hints_of(cls)[name]
     domain = cls.__dataclass_fields__[name].metadata["domain"]  # type: ignore[attr-defined]
+    return read_within(name, value, hints_of(cls)[name], domain)
+
+
+def read_within(name: str, value: Any, hint: Any, domain: Domain) -> Any:
+    """The value in the type `hint`, within its domain. Raises InputError, which begins with `name`,
+    if it does not fit."""
     try:
         read = read_value(value, hint)
     except ValueError as error:
