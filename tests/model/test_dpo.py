@@ -25,7 +25,7 @@ def test_two_rejected_responses_by_hand():
 
 
 def test_log_probabilities_are_of_the_response_alone():
-    """The responses are of different lengths, so that some places have labels in part of the rows."""
+    """The responses differ in length, so that some places have a label in one row only."""
     rows, model = batch(3), tiny_llama()
     logps = model(input_ids=rows["input_ids"]).logits.log_softmax(-1)
     expected = []

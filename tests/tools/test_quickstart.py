@@ -15,20 +15,26 @@ from ilrec.errors import InputError
 APPEND = "import sys; open(sys.argv[2], 'a').write(sys.argv[1])"
 
 
+class AppendStep:
+    """Called with a letter, it runs the command and returns what the product holds."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.source = directory / "input.txt"
+        self.product = directory / "out" / "product.txt"
+        self.source.write_text("one")
+        self.product.parent.mkdir()
+
+    def __call__(self, letter: str = "x") -> str:
+        command = [sys.executable, "-c", APPEND, letter, str(self.product)]
+        run = Quickstart(self.directory)
+        run.step("append", command, inputs=[self.source], products=[self.product])
+        return self.product.read_text()
+
+
 @pytest.fixture
-def step(tmp_path: Path):
-    """step(letter) runs the command and returns what its product holds."""
-    source, product = tmp_path / "input.txt", tmp_path / "out" / "product.txt"
-    source.write_text("one")
-
-    def call(letter: str = "x") -> str:
-        product.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", APPEND, letter, str(product)]
-        Quickstart(tmp_path).step("append", command, inputs=[source], products=[product])
-        return product.read_text()
-
-    call.source, call.product = source, product
-    return call
+def step(tmp_path: Path) -> AppendStep:
+    return AppendStep(tmp_path)
 
 
 def test_a_step_that_is_done_is_reused(step, capsys):

@@ -8,7 +8,7 @@ import pytest
 import tools_path  # noqa: F401  (puts tools/ on the path)
 import yaml
 from conftest import ROOT
-from experiment_grid import read_grid
+from grid_file import read_grid
 
 from ilrec.errors import InputError
 
@@ -95,7 +95,7 @@ WRONG = [
     (
         {"a": {**SFT, "fields": {"seed": 1}}},
         {},
-        "rows.a.fields.seed: the grid says this in its own words",
+        "rows.a.fields.seed: the grid sets this itself",
     ),
     ({"a": {**SFT, "script": "tools/none.py"}}, {}, "rows.a.script: no such file"),
     (
@@ -107,7 +107,7 @@ WRONG = [
     ({"a": SFT}, {"compare": [["a", "b"]]}, "compare: no row 'b'"),
     ({"a": SFT}, {"compare": [["a"]]}, "compare: expected pairs of two rows"),
     ({"a": SFT}, {"shared": {"betta": 1}}, "shared: unknown field 'betta'"),
-    ({"a": SFT}, {"num_beams": "many"}, "num_beams: expected a int"),
+    ({"a": SFT}, {"num_beams": "many"}, "num_beams: expected a whole number"),
     ({"a": {"like": "b"}, "b": SFT}, {}, "rows.a.like: expected a row above this one"),
     (
         {
