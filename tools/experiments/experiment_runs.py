@@ -2,9 +2,9 @@
 
     from experiment_runs import Experiment      # for its siblings; not a program
 
-The result of a run is done if it is kept (experiment_results.py), whatever machine made it. Training
-has no result of its own: it is needed only for a ranking that is not kept, and counts as done while
-its weights lie here (ilrec/files/steps.py).
+The result of a run is done if it is kept (experiment_results.py), whatever machine made it.
+Training has no result of its own: it is needed only for a ranking that is not kept, and counts as
+done while its weights lie here (ilrec/files/steps.py).
 """
 
 from __future__ import annotations
