@@ -39,12 +39,12 @@ def test_dpo_starts_at_log_two_and_rejects_other_responses():
     with reference() as frozen:
         for sign, responses in ((1, labels), (-1, labels.roll(1, 0))):
             ids = torch.cat([prompts, responses], 1)
-            margins = margins + sign * (logps(model, ids) - logps(frozen, ids))
+            margins = margins + sign * (last_logps(model, ids) - last_logps(frozen, ids))
     expected = torch.log1p((-0.1 * margins).exp()).mean().item()
     assert dpo_loss(model, reference, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
-def logps(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def last_logps(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """log p of the last three tokens of each sequence."""
     logps = model(input_ids=ids).logits.log_softmax(-1)[:, 8:11]
     return logps.gather(2, ids[:, 9:, None]).sum((1, 2))
