@@ -162,7 +162,8 @@ def fetch_movielens(output: Path, wheel: str | None) -> Path:
         )
     directory.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path) as archive:
-        for name in ("ml-100k.item", "ml-100k.inter"):  # .inter last: it marks the data complete
+        # .inter comes last: it marks the data complete.
+        for name in ("ml-100k.item", "ml-100k.inter"):
             beside = directory / f".{name}.tmp"
             beside.write_bytes(archive.read(f"{DATASET}/{name}"))
             os.replace(beside, directory / name)
@@ -208,6 +209,7 @@ def prepare_inputs(run: Quickstart, wheel: str | None, trial: bool) -> Inputs:
     index = run.output / "semantic_ids" / "ml-100k.index.json"
     embeddings = sasrec / "item_embeddings.npy"
 
+    # SASRec is the reward's filter, a baseline of the table, and the source of the embeddings.
     settings = {**SASREC, **TRIAL_SASREC} if trial else SASREC
     train = [sys.executable, "tools/train_sasrec.py", *flags({"data": data, "output": sasrec})]
     rankings = [sasrec / "popularity.json", sasrec / "ranking.json"]
@@ -218,6 +220,7 @@ def prepare_inputs(run: Quickstart, wheel: str | None, trial: bool) -> Inputs:
         products=[sasrec / MODEL_WEIGHTS, embeddings, *rankings],
     )
 
+    # Semantic IDs: items with similar embeddings share the first of their codes.
     places: dict[str, object] = {"data": data, "embeddings": embeddings, "output": index}
     run.step(
         "semantic_ids",
@@ -235,6 +238,7 @@ def train_stages(run: Quickstart, inputs: Inputs, trial: bool) -> dict[str, Path
     shared: dict[str, object] = {"data": inputs.data, "semantic_ids": inputs.index}
     sft = train(run, "sft", "quickstart", {**shared, **cut}, [inputs.index])
 
+    # The two stages of the method, with the reward that SASRec gives.
     stage = {**shared, **STAGE, "sasrec": inputs.sasrec, **cut}
     reads = [sft / MODEL_WEIGHTS, inputs.filter_weights]
     stage1 = train(run, "stage1", "stage1", {"model": sft, **stage}, reads)
@@ -294,6 +298,7 @@ def rank(run: Quickstart, name: str, weights: Path, data: Path) -> Path:
 
 def report(run: Quickstart, rankings: dict[str, Path]) -> None:
     """The table and the picture of all rankings, and what to do next."""
+    # Not a step: it takes seconds, and the table shall be printed each time.
     command = [sys.executable, "tools/report.py", "--rank"]
     command += [f"{name}={path}" for name, path in rankings.items()]
     command += ["--run", *(f"{name}={run.output / name}" for name in ("sft", "stage1", "stage2"))]
@@ -328,6 +333,7 @@ def main(argv: list[str]) -> None:
     output = arguments.output.resolve()
     check_directory(output)
 
+    # What the method needs, the method, and its measurement.
     run = Quickstart(output)
     inputs = prepare_inputs(run, arguments.wheel, arguments.trial)
     stages = train_stages(run, inputs, arguments.trial)

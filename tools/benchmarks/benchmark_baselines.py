@@ -33,6 +33,7 @@ from ilrec.ops.reference import (
     reward_target,
 )
 
+# What contestants compute. Those of one kind must agree on loss and gradients.
 THREE_TERMS, CROSS_ENTROPY, DIVERGENCE = "three terms", "cross-entropy only", "distillation only"
 
 
@@ -58,6 +59,7 @@ def fused_plain_loss(case: Case) -> Tensor:
 
 def reference_loss(case: Case) -> Tensor:
     """(a) All K + 1 heads materialised and vectorised over tokens. Autograd does the rest."""
+    # The products are made in the head's dtype; all that follows is in float32, as in training.
     rows, head_VH = case.supervised(), case.head_VH
     dtype = torch.promote_types(head_VH.dtype, torch.float32)
     z_SV = (rows.hidden_SH @ head_VH.T).to(dtype)
@@ -102,6 +104,7 @@ def released_loss(case: Case) -> Tensor:
         logits_GBTV.append(states_BTH @ head_VH.T)
     tokens_GS = [logits_BTV[mask_BT].to(dtype).unbind(0) for logits_BTV in logits_GBTV]
 
+    # The loop over tokens. Each one has its own small tensors of one row.
     losses = []
     for row, (ids, values) in enumerate(case.reward_rows()):
         z_1V = tokens_GS[0][row][None]
@@ -116,6 +119,7 @@ def _three_terms(
     z_NV: Tensor, ze_NV: Tensor, labels_N: Tensor, reward_NV: Tensor, objective: Objective
 ) -> Tensor:
     """The loss of each row, by the functions of the specification (ilrec/ops/reference.py): [N]."""
+    # Which tokens are negatives, and how much each counts, has no gradient.
     negatives_NV = hard_negatives(ze_NV.detach(), z_NV.detach(), labels_N, objective, None)
     weights_NV = negative_weights(ze_NV.detach(), negatives_NV)
     support_NV = reward_support(negatives_NV, labels_N, objective.reward_tokens)
@@ -156,6 +160,7 @@ def liger_divergence_loss(case: Case) -> Tensor:
     """(e) jsd_beta = 0 is KL(teacher || student): the ensemble learns from the last layer."""
     from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
+    # Neither the head nor the teacher learns from distillation.
     rows, head_VH = case.supervised(), case.head_VH.detach()
     return LigerFusedLinearJSD(jsd_beta=0.0)(
         rows.readout_KSH.mean(0), head_VH, rows.hidden_SH.detach(), head_VH, rows.labels_S
@@ -211,6 +216,7 @@ def _released_logits(case: Case) -> int:
 
 
 def _cross_entropy_logits(case: Case) -> int:
+    # In the head's dtype and in float32, and the gradient of each.
     return 4 * case.num_labels * len(case.head_VH)
 
 
@@ -272,6 +278,7 @@ def _third_party() -> list[Contestant]:
     # The divergence takes both groups forward and one back: 3 products.
     liger_runs = partial(_library_runs, "liger_kernel")
     cut_runs = partial(_library_runs, "cut_cross_entropy")
+    # A library that is not installed is no failure: the contestant's row gives that as the reason.
     found = [
         Contestant("torch_linear_ce", CROSS_ENTROPY, torch_loss, 2, _torch_has_it),
         Contestant("liger_ce", CROSS_ENTROPY, liger_cross_entropy_loss, 2, liger_runs),

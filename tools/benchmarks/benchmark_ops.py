@@ -46,6 +46,7 @@ from ilrec.files.outputs import check_directory
 from ilrec.ops import Objective
 from ilrec.processes import environment, run_entry
 
+# A size that each kind of device measures in minutes.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "dtype": "float32",
@@ -81,6 +82,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         raise InputError(f"--device: expected {' or '.join(DEFAULTS)}, got {arguments.device!r}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this torch sees no CUDA device; use --device cpu")
+    # Defaults depend on the device, so they are filled in once it is known.
     for name, value in DEFAULTS[arguments.device].items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -194,6 +196,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         train_head=arguments.train_head,
         slab_bytes=arguments.slab_mib * 2**20 or None,
     )
+    # The objective's defaults, but for the weights of its terms.
     defaults = ObjectiveConfig()
     settings = {name: getattr(defaults, name) for name in Objective.__dataclass_fields__}
     objective = Objective(**{**settings, **OBJECTIVE})
@@ -203,6 +206,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 
 
 def main(argv: list[str]) -> None:
+    # A place that cannot be written is found out before the minutes of measuring.
     arguments = read_arguments(argv)
     check_directory(arguments.output)
     plan = make_plan(arguments)
@@ -217,6 +221,7 @@ def main(argv: list[str]) -> None:
         "num_threads": torch.get_num_threads(),
         "ceilings": plan.ceilings._asdict(),
     }
+    # The longer measurements come last, and only if they are asked for.
     report["sizes"] = [measure_tokens(plan, num_tokens) for num_tokens in plan.num_tokens]
     if arguments.released:
         samples, length = arguments.released_samples, arguments.released_length
@@ -224,6 +229,7 @@ def main(argv: list[str]) -> None:
     if arguments.check_memory:
         report["memory"] = check_memory(plan, arguments.check_memory)
     write_report(report, plan.layout.device, arguments.output)
+    # The report is written first: it shows by how much the check failed.
     if not report.get("memory", {}).get("within", True):
         sys.exit(1)
 

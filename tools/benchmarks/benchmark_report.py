@@ -33,13 +33,16 @@ COLUMNS = (
     "time / CE",
     "of roofline",
 )
-NUM_NAMES = 2  # columns that hold names, not numbers
+# The first columns hold names, the others numbers.
+NUM_NAMES = 2
+# The contestants that the summary speaks of.
 OURS, NAIVE, RELEASED, PLAIN = "row_slab", "reference", "released", "cross_entropy"
 
 
 def complete(report: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The report with the device measured, the other libraries' versions and the lines that sum it
     up."""
+    # The environment names the packages of the project; contestants come from other libraries, too.
     versions = dict(report["environment"]["versions"])
     for library in LIBRARIES:
         try:
@@ -69,6 +72,7 @@ def summary(part: dict[str, Any]) -> list[str]:
     rows = measured(part)
     if OURS not in rows:
         return []
+    # How many times as long the others take, and as much memory they need.
     ours = rows[OURS]
     lines = []
     for name in (NAIVE, RELEASED):
@@ -80,6 +84,7 @@ def summary(part: dict[str, Any]) -> list[str]:
                 f"{_time_ratio(theirs, ours):.1f} x as fast, "
                 f"1/{_memory_ratio(theirs, ours):.1f} of its memory{remark}"
             )
+    # Plain cross-entropy computes less, so here the question is what the method costs on top.
     if PLAIN in rows:
         plain = rows[PLAIN]
         lines.append(
@@ -101,6 +106,7 @@ def _memory_ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
 def cells(part: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row of COLUMNS for each contestant. A row that was not measured gives the reason in its
     third cell and ends there."""
+    # The ratios need these two; without them, a dash stands in the column.
     rows = measured(part)
     ours, plain = rows.get(OURS), rows.get(PLAIN)
     lines: list[tuple[str, ...]] = []
@@ -139,6 +145,7 @@ def markdown(report: dict[str, Any], picture: str) -> str:
     blocks = [*_head(report), f"![time and memory over tokens]({picture})"]
     for part in report["sizes"]:
         blocks += [f"## {title(part)}", markdown_table(COLUMNS, cells(part))]
+    # Two parts that are only there if they were asked for.
     if "released" in report:
         part = report["released"]
         blocks.append(f"## The released code's way: {title(part)}")
@@ -216,6 +223,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         times.plot(tokens, milliseconds, "o-", label=label)
         memory.plot(tokens, mebibytes, "o-", label=label)
 
+    # Sizes differ by powers of two, costs by powers of ten: all axes are logarithmic.
     times.set(title="Forward and backward", ylabel="ms")
     memory.set(title="Peak memory beyond the inputs", ylabel="MiB")
     for panel in (times, memory):
@@ -239,5 +247,6 @@ def write_report(report: dict[str, Any], device: torch.device, output: Path) -> 
     print("\n" + "\n".join(report["summary"]))
     if "memory" in report:
         print(memory_line(report["memory"]))
+    # The picture comes first, because the Markdown shows it.
     draw(report, base.with_suffix(".png"))
     write_files(base, report, markdown(report, f"{base.name}.png"))

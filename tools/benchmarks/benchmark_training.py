@@ -72,6 +72,7 @@ class OperationClock:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Inside, every call of the operation is timed."""
+        # The model's forward looks the operation up in its module, where it can be replaced.
         operation = ilrec.model.objective.cross_layer_loss
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -121,6 +122,7 @@ def measure_case(
     peaks: dict[str, int] = {}
     for name in losses:
         step(name)
+        # Without an adapter the reference is a second model.
         copied = []
         if name == "dpo" and not isinstance(model, PeftModel):
             with reference() as frozen:
@@ -129,6 +131,7 @@ def measure_case(
         peaks[name] = held + peak_extra_bytes(partial(step, name), device)
 
     seconds, operation = take_turns(list(losses), step, arguments.rounds, num_supervised, device)
+    # A ratio is taken within a round, where both ran under the same conditions.
     rows = []
     for name in losses:
         ratios = [mine / sft for mine, sft in zip(seconds[name], seconds["sft"], strict=True)]
@@ -164,6 +167,7 @@ def take_turns(
     with clock.running():
         for turn in range(num_rounds):
             for name in names:
+                # From zero for each step: the sum belongs to one contestant.
                 clock.seconds = 0.0
                 begun = time.perf_counter()
                 step(name)
@@ -214,6 +218,7 @@ def main(argv: list[str]) -> None:
             "--size 8b: needs a CUDA device with 40 GiB or more; on a CPU take --size 135m"
         )
     check_directory(arguments.output)
+    # One model serves all: contestants differ in their loss alone.
     model = make_model(arguments, device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     say(

@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 
 from ilrec.files.outputs import whole_file, write_text
 
+# All lines of a run count from here.
 STARTED = time.monotonic()
 
 
@@ -35,11 +36,13 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int
     The last cell of a row that is shorter than the header is a remark: it widens no column but
     those of the names.
     """
+    # Numbers are as wide as the widest of a complete row; names as the widest of all rows.
     table = [header, *rows]
     widths = []
     for column in range(len(header)):
         counted = table if column < num_names else [r for r in table if len(r) == len(header)]
         widths.append(max(len(row[column]) for row in counted))
+    # A short row ends early, and so does its line.
     lines = []
     for row in table:
         cells = []
@@ -66,6 +69,7 @@ def report_name(kind: str, report: dict[str, Any], last: str) -> str:
 
 
 def save_picture(figure: plt.Figure, path: Path) -> None:
+    # Closed at once: matplotlib keeps every open figure in memory.
     with whole_file(path) as beside:
         figure.savefig(beside, dpi=130)
     plt.close(figure)

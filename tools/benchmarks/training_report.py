@@ -24,8 +24,10 @@ COLUMNS = (
     "tokens/s",
     "operation",
 )
+# In the picture a contestant takes one unit. GROUP_SHIFT is the way from its bar of one case to its
+# bar of the next.
 BAR_WIDTH = 0.38
-GROUP_SHIFT = 0.4  # from a case's bar to the next case's bar of the same contestant
+GROUP_SHIFT = 0.4
 
 
 def write_training_report(report: dict[str, Any], directory: Path) -> None:
@@ -65,6 +67,7 @@ def cells(case: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def markdown(report: dict[str, Any], picture: str) -> str:
     """Numbers with what is needed to judge and to repeat them."""
+    # The first word of the recorded command is the script's name without its folder.
     found, settings = report["environment"], report["settings"]
     command = " ".join(["python tools/benchmarks/benchmark_training.py", *found["command"][1:]])
     blocks = [

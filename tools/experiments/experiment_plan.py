@@ -89,6 +89,7 @@ class Plan:
         self.ranked: dict[tuple[str, int], Step] = {}
         # Kept, because made_of hashes files.
         self.contents: dict[tuple[str, int], dict[str, Any]] = {}
+        # Rows are in the order of running, so that sources come before what starts from them.
         for row in grid.rows.values():
             for seed in row.seeds:
                 self._add(row, seed)
@@ -116,6 +117,7 @@ class Plan:
     @property
     def steps(self) -> list[Step]:
         """Each run is ranked as soon as it is trained, and trained after what it starts from."""
+        # A source that several rows share is listed once, where the first of them needs it.
         found: dict[str, Step] = {}
         for key in self.order:
             for step in with_sources(self.ranked[key]):
@@ -149,6 +151,7 @@ class Plan:
         """A recipe's row: trained by its script with settings of its own."""
         directory = self.directory(row, seed)
         model = directory / "model"
+        # Where things lie is part of the settings file, but not of what the result is made of.
         settings = self.grid.settings(row)
         settings |= {"data": self.grid.data, "output_dir": str(model), "seed": seed}
         # What other rows trained takes the place of the fields of these names.
@@ -187,6 +190,7 @@ class Plan:
         directory, split = self.directory(row, seed), self.grid.split
         product = directory / f"{split}.json"
         trained = self.trained.get((row.name, seed))
+        # A language model is ranked by beam search, a baseline by its scores.
         if row.recipe and trained:
             command = [*self.grid.launcher, "ilrec/rank.py", "--model", str(trained.product)]
             command += ["--data", self.grid.data, "--num_beams", str(self.grid.num_beams)]
@@ -216,6 +220,8 @@ class Plan:
         """
         if row.baseline:
             return self.baseline_made_of(row, seed)
+        # Settings are resolved to all fields with their defaults: two ways to write the same count
+        # as the same.
         settings = self.grid.settings(row)
         places = PLACES
         if settings.get("init") is not None and not row.model:
@@ -224,6 +230,7 @@ class Plan:
         sources = {}
         for name, source in self.sources_of(row, seed).items():
             sources[name] = self.contents[source]
+        # A model that is read from a directory counts by its files.
         base = None
         if "model" in settings:
             base = model_digest(local_directory(find_model(settings["model"]).base))

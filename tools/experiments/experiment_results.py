@@ -29,6 +29,7 @@ from ilrec.files.outputs import whole_file, write_text
 from ilrec.files.reading import read_json
 from ilrec.training.metrics_log import METRICS_LOG, read_steps
 
+# What is kept of a training curve: these entries of a log line, at so many of its points.
 CURVE = ("step", "loss/preference", "negatives/per_token")
 CURVE_POINTS = 50
 # Fields of a ranking's protocol that are not kept: where things lay on the machine.
@@ -82,6 +83,7 @@ class Results:
     ) -> bool:
         """Whether this split is there, of a run made of the same. num_beams: of the ranking; None
         if the method has none."""
+        # The number of beams belongs to a ranking, not to what the run is made of.
         content = self.read(row, seed)
         ranking = content.get("rankings", {}).get(split)
         if not ranking or ranking["protocol"].get("num_beams") != num_beams:
@@ -101,6 +103,7 @@ class Results:
         """Add a split to the run's files. Splits of a run that was made of something else go."""
         path = self.path(row, seed)
         content = self.read(row, seed)
+        # What is there already of the other split.
         rankings: dict[str, Any] = {}
         ranks: dict[str, np.ndarray] = {}
         if content and is_same(content["made_of"], made_of) and content["rankings"]:
@@ -123,6 +126,7 @@ class Results:
         training = content.get("training")
         if not ranking:
             return None
+        # A baseline that is not trained has a ranking alone.
         parts = [training, ranking] if training else [ranking]
         return Result(
             place=path,
@@ -155,6 +159,7 @@ def is_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     A setting that the record lacks did not exist when the run was made: it must be at its default
     now.
     """
+    # Settings: those that both have must be equal, those that are new at their default.
     old, new = recorded["settings"], wanted["settings"]
     defaults = default_settings()
     for name in new.keys() - old.keys():
@@ -163,6 +168,7 @@ def is_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     if old != {name: value for name, value in new.items() if name in old}:
         return False
 
+    # Sources: the same ones, each made of the same.
     old_sources, new_sources = recorded.get("sources", {}), wanted.get("sources", {})
     if old_sources.keys() != new_sources.keys():
         return False
@@ -198,6 +204,7 @@ def thin(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     """At most CURVE_POINTS of a run's log lines, evenly spread, the last among them."""
     if not lines:
         return []
+    # Places are rounded, so that two of them may fall together; each counts once.
     num_points = min(CURVE_POINTS, len(lines))
     places = np.linspace(0, len(lines) - 1, num_points).round().astype(int)
     points = []

@@ -32,6 +32,7 @@ from ilrec.processes import device_name, environment
 
 # Where and when a step ran: of its marker, what is kept with the result.
 WHERE_AND_WHEN = ("commit", "machine", "finished")
+# Runs a command with its output in a log file, and returns its exit status. Tests replace it.
 Execute = Callable[[list[str], Path], int]
 
 
@@ -51,6 +52,8 @@ class Experiment:
     def resumable(self, step: Step) -> ResumableStep:
         """The step as its marker knows it: made of its command, its settings, and the contents of
         all that it reads."""
+        # A source counts by the digest of what it wrote: trained anew with another result, it makes
+        # this step another one.
         inputs: dict[str, Any] = dict(step.files)
         for source in step.sources:
             inputs[source.title] = read_marker(source).get("product")
@@ -78,6 +81,7 @@ class Experiment:
             return "done"
         if any(self.state(source) != "done" for source in step.sources):
             return "waiting"
+        # A ranking that was made but not kept (the process ended in between) is made again.
         state = self.resumable(step).state()
         if state == "done" and step.name != "train":
             return "interrupted"
@@ -103,6 +107,7 @@ class Experiment:
         self.say(
             f"{len(todo)} steps to do; output: {self.plan.output}, results: {self.kept.directory}"
         )
+        # States are looked up again before each step: one that failed makes others wait.
         failures: list[str] = []
         for number, step in enumerate(todo):
             if time.monotonic() - self.started + self.seconds_to_result(step) > budget:
@@ -127,6 +132,7 @@ class Experiment:
     def try_step(self, step: Step) -> str:
         """Run a step that no other process is at work on; what went wrong, or an empty text."""
         try:
+            # The lock lies beside the directory, which a fresh start may remove.
             step.directory.mkdir(parents=True, exist_ok=True)
             with FileLock(step.directory.with_suffix(".lock"), timeout=0):
                 self.run_step(step)
@@ -157,6 +163,7 @@ class Experiment:
 
     def keep(self, step: Step) -> None:
         """Save what lasts of a run that is ranked: the ranking, and how its training went."""
+        # Training: its time and its curve, if the method is trained.
         training = None
         trained = self.plan.trained.get((step.row, step.seed))
         if trained and trained.clears:
@@ -167,6 +174,7 @@ class Experiment:
                 trained.clears,
                 {name: marker[name] for name in WHERE_AND_WHEN},
             )
+        # The ranking, with each user's rank.
         marker = read_marker(step)
         facts = {name: marker[name] for name in ("seconds", *WHERE_AND_WHEN)}
         self.kept.save(
@@ -196,6 +204,7 @@ class Experiment:
     def seconds_of(self, step: Step) -> float:
         """The mean time of the row's other seeds, else of other rows of its kind; 0 if none is
         known."""
+        # Results tell how long their runs took, also on other machines.
         rows = self.plan.grid.rows
         of_row: list[float] = []
         of_kind: list[float] = []

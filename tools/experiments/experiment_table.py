@@ -59,6 +59,7 @@ def metrics_row(name: str, runs: Sequence[Result]) -> list[str]:
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     if not comparisons:
         return "None of the grid's pairs is there."
+    # Differences carry their sign; the interval shows whether 0 is inside.
     rows = []
     for c in comparisons:
         cells = [f"{c.first} - {c.second}", title(c.metric), f"{c.difference:+.4f}"]
@@ -82,6 +83,7 @@ def markdown(
     grid: Grid, results: Mapping[str, Sequence[Result]], argv: Sequence[str], picture: str
 ) -> str:
     """The whole report."""
+    # The protocol is the same for all rows but for the LLM rows' beams, which the grid holds.
     runs = [run for row in results.values() for run in row]
     protocol = runs[0].protocol
     missing = []
@@ -113,6 +115,7 @@ def markdown(
 
 def how_it_was_made(runs: Sequence[Result], argv: Sequence[str]) -> str:
     """The command, commits, machines and time: what a reader needs to repeat it."""
+    # Results may come from several commits and machines, which are all named.
     command = f"python tools/experiments/run_experiment.py {shlex.join(map(shown, argv))}"
     commits = sorted(set().union(*(run.commits for run in runs)))
     machines = sorted(set().union(*(run.machines for run in runs)))
@@ -129,6 +132,7 @@ def how_it_was_made(runs: Sequence[Result], argv: Sequence[str]) -> str:
 def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
     """Bars of Hit@10 and NDCG@10 | preference loss | hard negatives per token, both over the steps
     of each row's first seed."""
+    # The bars need room for each row.
     height = max(4.5, 0.32 * len(results) + 1.5)
     figure, (bars, losses, negatives) = plt.subplots(
         1, 3, figsize=(17, height), layout="constrained"
@@ -149,6 +153,7 @@ def draw(results: Mapping[str, Sequence[Result]], path: Path) -> None:
 
 def draw_bars(results: Mapping[str, Sequence[Result]], axis: plt.Axes) -> None:
     """Means with the standard deviation over seeds; the first row on top."""
+    # A row has two bars, one above and one below its place.
     places, height = np.arange(len(results)), 0.4
     for shift, metric in ((-height / 2, "hit@10"), (height / 2, "ndcg@10")):
         means, deviations = [], []
@@ -191,6 +196,7 @@ def write_report(
     grid: Grid, results: Mapping[str, Sequence[Result]], directory: Path, argv: Sequence[str]
 ) -> Path:
     """NAME.md and NAME.png; those of the validation split have names of their own."""
+    # So the tables of both splits lie beside each other.
     name = grid.path.stem if grid.split == "test" else f"{grid.path.stem}-{grid.split}"
     directory.mkdir(parents=True, exist_ok=True)
     draw(results, directory / f"{name}.png")

@@ -19,6 +19,7 @@ from ilrec.config.sections import SECTIONS, SASRecConfig
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 
+# What ilrec/train.py can be given.
 TRAINING_FIELDS = tuple(
     field.name for section in SECTIONS.values() for field in dataclasses.fields(section)
 )
@@ -47,6 +48,7 @@ def check_head(grid: Grid) -> None:
         )
     if grid.num_beams < 1:
         raise InputError(f"{grid.path}: num_beams: expected 1 or more, got {grid.num_beams}")
+    # Files are named from the project's root, wherever the command is given.
     if grid.ds_config and not (ROOT / grid.ds_config).is_file():
         raise InputError(f"{grid.path}: ds_config: no such file: {grid.ds_config}")
     refuse_places(grid.shared, f"{grid.path}: shared")
@@ -75,6 +77,7 @@ def check_references(grid: Grid, row: Row) -> None:
         raise InputError(
             f"{where}.sasrec: expected a row with `baseline: sasrec`, got {row.sasrec!r}"
         )
+    # A row starts from the run with its own seed, or from the only one that there is.
     for needed in row.needs:
         for seed in row.seeds:
             if grid.source_seed(needed, seed) not in grid.rows[needed].seeds:
@@ -117,6 +120,7 @@ def check_fields(grid: Grid, row: Row) -> None:
     """The fields, checked as the program that will read them does it."""
     where = f"{grid.path}: rows.{row.name}.fields"
     refuse_places(row.fields, where)
+    # Rows are compared user by user, so all must have the same users.
     if "k_core" in row.fields:
         raise InputError(f"{where}.k_core: would give this row users of its own; set it in shared")
     if row.model and "model" in row.fields:

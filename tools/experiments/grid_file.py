@@ -52,6 +52,7 @@ def read_grid(path: Path, data: str = "", split: str = "") -> Grid:
         listed=list(rows),
         compare=read_comparisons(content, rows, path),
     )
+    # Checks need the whole grid: a row names other rows.
     check_head(grid)
     for row in rows.values():
         check_references(grid, row)
@@ -110,6 +111,7 @@ def take_over(
     like = typed(given, "like", str, "", where)
     if like and like not in above:
         raise InputError(f"{where}.like: expected a row above this one, got {like!r}")
+    # The row above has taken over from its own model already, so one level is enough.
     model_row = above[like] if like else {}
     fields = {**model_row.get("fields", {}), **typed(given, "fields", dict, {}, where)}
     return {**model_row, **given, "fields": fields}

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from experiment_grid import ROOT
 
-SECONDS_TO_END = 30  # between asking a command to end and ending it
+# A command that was asked to end has so long before it is killed.
+SECONDS_TO_END = 30
 
 
 def run_command(command: list[str], log: Path) -> int:
@@ -39,6 +40,7 @@ def run_command(command: list[str], log: Path) -> int:
         try:
             return process.wait()
         except BaseException:
+            # Also for KeyboardInterrupt and SystemExit, which are no Exception.
             os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(SECONDS_TO_END)

@@ -76,6 +76,7 @@ class ItemKNNConfig(Section):
 
 def interaction_matrix(rows: Ragged, num_items: int) -> csr_matrix:
     """float32 [rows, items]: how often each row has each item."""
+    # An item that a row has twice makes two entries, which the matrix adds up.
     row_numbers = np.repeat(np.arange(len(rows)), rows.lengths)
     items = np.concatenate([np.empty(0, dtype=np.int32), *rows])
     ones = np.ones(len(items), dtype=np.float32)
@@ -152,6 +153,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
     )
     arguments, rest = parser.parse_pairs(argv)
     fields = parse_overrides(rest)
+    # Only item-kNN has fields of its own; for the others any field is unknown.
     known = ItemKNNConfig.__dataclass_fields__ if arguments.method == "item_knn" else {}
     for name in fields:
         if name not in known:
@@ -168,6 +170,7 @@ def main(argv: list[str]) -> None:
     config = build_section(ItemKNNConfig, given)
     check_ranking(arguments.output)
 
+    # One way for all methods: scores of every item, then the rank of the target among them.
     dataset = read_interactions(arguments.data, arguments.k_core)
     scorer = make_scorer(arguments, config, dataset)
     candidates = choose_candidates(arguments.candidates, dataset.sequences)
@@ -185,7 +188,8 @@ def main(argv: list[str]) -> None:
     protocol |= {name: getattr(config, name) for name in fields}
     try:
         write_ranking(arguments.output, metrics, protocol, ranks_U)
-    finally:  # The figures are printed even if they could not be written.
+    finally:
+        # The figures are printed even if they could not be written.
         print(format_table({arguments.method: metrics}, tuple(metrics)), flush=True)
 
 

@@ -75,6 +75,7 @@ class PreferenceSamples(Dataset):
         """The chosen sample first, then the rejected ones: the same prompt with other responses."""
         chosen = self.samples[index]
         *history, target = chosen["items"]
+        # The same rejected items in every epoch, and whatever process reads the sample.
         generator = np.random.default_rng([self.seed, index])
         # Numbers among the other items; those from the target on are one further.
         drawn = generator.choice(self.num_items - 1, self.num_rejected, replace=False)
@@ -99,7 +100,8 @@ class SDPOTrainer(Trainer):
         self.reference = reference.eval()
         self.group_size = 1 + num_rejected
         self.dpo_beta = dpo_beta
-        self.model_accepts_loss_kwargs = False  # a mean over samples, not over tokens
+        # The loss is a mean over samples; the Trainer must not divide by a number of tokens.
+        self.model_accepts_loss_kwargs = False
         self.add_callback(RunDirectory())
 
     def compute_loss(
@@ -121,6 +123,7 @@ def main(argv: list[str]) -> None:
     parser.add_number("--num_rejected", int, at_least=1, required=True)
     parser.add_number("--dpo_beta", float, above=0, required=True)
     parser.add_argument("--config")
+    # All other flags are fields of ilrec/train.py.
     own, rest = parser.parse_pairs(argv)
     config = load_config(own.config, parse_overrides(rest))
 
