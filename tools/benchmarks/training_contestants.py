@@ -27,8 +27,7 @@ from ilrec.model.adapters import add_adapter
 from ilrec.model.dpo import response_logps, sdpo_loss
 from ilrec.model.loading import choose_dtype
 from ilrec.model.objective import attach_objective
-from ilrec.ops import STATS
-from ilrec.samples.prefixes import IGNORE_INDEX
+from ilrec.ops import IGNORE_INDEX, STATS
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("sft", "stage1", "stage2")
