@@ -132,7 +132,7 @@ class Experiment:
     def try_step(self, step: Step) -> str:
         """Run a step that no other process is at work on; what went wrong, or an empty text."""
         try:
-            # The lock lies beside the directory, which a fresh start may remove.
+            # One lock for each run: two processes may work on different rows at the same time.
             step.directory.mkdir(parents=True, exist_ok=True)
             with FileLock(step.directory.with_suffix(".lock"), timeout=0):
                 self.run_step(step)
