@@ -68,6 +68,7 @@ class ResumableStep:
         work: does it, and returns a digest of its product; what it raises is passed on.
         facts: further entries of the marker, such as the machine.
         """
+        # A step that goes on keeps what lies there, and the time that it has taken so far.
         goes_on = self.state() == "interrupted"
         seconds_before = self.read_marker().get("seconds", 0.0) if goes_on else 0.0
         if not goes_on:
@@ -76,6 +77,7 @@ class ResumableStep:
         marker = {**self.wanted, **facts, "product": None, "seconds": seconds_before}
         # Written before the work begins: a process that is killed leaves an interrupted step.
         self._write_marker(marker)
+        # If the work raises, the marker holds its time but no product.
         begun = time.monotonic()
         try:
             marker["product"] = work()

@@ -76,7 +76,8 @@ def make_model(arguments: argparse.Namespace, device: torch.device) -> Any:
     torch.manual_seed(0)
     dtype = choose_dtype("auto") if device.type == "cuda" else torch.float32
     with torch.device(device):
-        config: Any = LlamaConfig(**SIZES[arguments.size], attn_implementation="sdpa")  # type: ignore[call-arg]
+        sizes: Any = SIZES[arguments.size]
+        config: Any = LlamaConfig(**sizes, attn_implementation="sdpa")  # type: ignore[call-arg]
         base: Any = LlamaForCausalLM(config)
         base.to(dtype)
     # Logits as far apart as a trained model's. As initialised, all tokens are about equally likely.
