@@ -46,7 +46,7 @@ from ilrec.processes import joining_ranks, rank, run_entry, world_size
 from ilrec.ranking.beam_search import trie_beam_search
 from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
 from ilrec.ranking.metrics import ranking_metrics, target_ranks_from_lists
-from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, write_ranking
+from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, protocol_of, write_ranking
 from ilrec.ranking.score_head import score_in_float32
 from ilrec.samples.collators import PromptCollator
 from ilrec.samples.prefixes import EvaluationSamples
@@ -300,19 +300,18 @@ def main(argv: list[str]) -> None:
         return
 
     # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
-    protocol = {
-        "catalogue": "full ranking",
-        "split": arguments.split,
-        "num_users": len(target_ranks),
-        "candidates": candidates,
-        "num_items": task.dataset.num_items,
-        "num_beams": arguments.num_beams,
-        "data": config.data,
-        "checkpoint": str(Path(arguments.model).resolve()),
-        "dtype": str(model.dtype).split(".")[-1],
-        "score_dtype": "float32",
+    protocol = protocol_of(
+        arguments.split,
+        len(target_ranks),
+        candidates,
+        task.dataset.num_items,
+        num_beams=arguments.num_beams,
+        data=config.data,
+        checkpoint=str(Path(arguments.model).resolve()),
+        dtype=str(model.dtype).split(".")[-1],
+        score_dtype="float32",
         **task.dataset.numbering(users),
-    }
+    )
     name = Path(arguments.model).parent.name or arguments.model
     _report(name, output, protocol, target_ranks)
 

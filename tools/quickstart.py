@@ -3,20 +3,19 @@ rank, report.
 
     make quickstart        (or: python tools/quickstart.py --output runs/quickstart)
 
-Every step is a command that can be typed by hand, and is shown as it runs. A step whose command and
-inputs are unchanged since it last finished is not run again.
+Every step is a command that can also be typed by hand; each is shown as it runs. A step is not run
+again if its command and inputs are unchanged since it finished and what it wrote is still there.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,240 +25,21 @@ sys.path.insert(0, str(ROOT))
 
 from ilrec.config.command_line import ArgumentParser
 from ilrec.errors import InputError
-from ilrec.files.digests import file_digest
-from ilrec.files.outputs import check_directory, write_text
+from ilrec.files.digests import size_and_digest
+from ilrec.files.outputs import check_directory
+from ilrec.files.steps import ResumableStep, product_files
 from ilrec.processes import run_entry
 
-# RecBole's wheel carries MovieLens-100k with titles (GroupLens' terms of use). The sum is the
-# registry's for this release.
-WHEEL, WHEEL_SHA256 = (
-    "recbole==1.2.1",
-    "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-)
+# RecBole's wheel carries MovieLens-100k with titles (GroupLens' terms of use). The digest is the
+# one that the package registry lists for this release.
+WHEEL = "recbole==1.2.1"
+WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 DATASET = "recbole/dataset_example/ml-100k"
 RECIPES = "ilrec/recipes"
 CPU_RANKS = 2
-
-
-class Quickstart:
-    """Runs the steps, each in its own directory under `output`, and remembers what is done."""
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.started = time.monotonic()
-
-    def step(
-        self, name: str, command: list[str], inputs: list[str | Path], directory: Path | None = None
-    ) -> None:
-        """Run one command unless it finished before with the same words and the same input files.
-
-        `directory` is what it writes: kept where the same command was interrupted (training goes on
-        from its newest checkpoint), removed where command or inputs have changed since.
-        """
-        marker = self.output / "steps" / f"{name}.json"
-        wanted = {"command": command, "inputs": {str(p): file_digest(p) for p in inputs}}
-        before = json.loads(marker.read_text()) if marker.exists() else None
-        if before == {**wanted, "done": True}:
-            self.say(f"{name}: done before, reused")
-            return
-        if directory is not None and before != {**wanted, "done": False}:
-            shutil.rmtree(directory, ignore_errors=True)
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        write_text(marker, json.dumps({**wanted, "done": False}))
-        self.say(f"{name}\n  $ {shlex.join(command)}")
-        begun = time.monotonic()
-        if subprocess.run(command, cwd=ROOT, env=_environment()).returncode:
-            raise InputError(
-                f"quickstart stopped at step {name}; its own message is above; after mending, run the same again"
-            )
-        write_text(marker, json.dumps({**wanted, "done": True}))
-        self.say(f"{name}: {time.monotonic() - begun:.0f} s")
-
-    def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
-
-
-def _environment() -> dict[str, str]:
-    """Two CPU ranks share the cores; more threads than cores each would only wait for each
-    other."""
-    threads = max(1, (os.cpu_count() or 1) // CPU_RANKS)
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def fetch_movielens(output: Path, wheel: str | None) -> Path:
-    """The data directory; downloads RecBole's wheel (2 MB) unless `wheel` names a local copy. The
-    sum is checked."""
-    directory = output / "data" / "ml-100k"
-    if (directory / "ml-100k.inter").exists() and (directory / "ml-100k.item").exists():
-        return directory
-    if wheel is None:
-        download = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "-d",
-            str(output / "wheel"),
-            WHEEL,
-        ]
-        subprocess.run(download, check=True)
-        wheel = str(next((output / "wheel").glob("*.whl")))
-    if not Path(wheel).exists():
-        raise InputError(f"RECBOLE_WHEEL: no such file: {wheel}; expected the wheel of {WHEEL}")
-    if file_digest(wheel) != WHEEL_SHA256:
-        raise InputError(
-            f"{wheel}: not the wheel of {WHEEL}: sha256 is {file_digest(wheel)}, expected {WHEEL_SHA256}; "
-            "remove the file and run again, or point RECBOLE_WHEEL at the right one"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(wheel) as archive:
-        for name in ("ml-100k.item", "ml-100k.inter"):  # .inter last: it marks the data complete
-            beside = directory / f".{name}.tmp"
-            beside.write_bytes(archive.read(f"{DATASET}/{name}"))
-            os.replace(beside, directory / name)
-    return directory
-
-
-def launcher() -> list[str]:
-    """The deepspeed launcher: one rank per GPU, or two ranks on the CPU."""
-    return ["deepspeed", "--num_gpus", str(torch.cuda.device_count() or CPU_RANKS)]
-
-
-def flags(settings: dict[str, object]) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def train(
-    run: Quickstart, name: str, recipe: str, settings: dict[str, object], inputs: list[str | Path]
-) -> Path:
-    directory = run.output / name
-    ds_config = (
-        "ds_configs/zero3_bf16.json" if torch.cuda.is_available() else "ds_configs/zero3_cpu.json"
-    )
-    command = [
-        *launcher(),
-        "ilrec/train.py",
-        "--ds_config",
-        ds_config,
-        "--config",
-        f"{RECIPES}/{recipe}.yaml",
-        "--output_dir",
-        str(directory),
-        *flags(settings),
-    ]
-    run.step(
-        name, command, [ROOT / RECIPES / f"{recipe}.yaml", ROOT / ds_config, *inputs], directory
-    )
-    return directory / "final"
-
-
-def rank(run: Quickstart, name: str, model: Path, data: Path, weights: str) -> Path:
-    output = (
-        run.output / "rankings" / f"{name}.json"
-    )  # apart from the run, which a fresh start removes
-    run.step(
-        f"{name}-rank",
-        [
-            *launcher(),
-            "ilrec/rank.py",
-            "--model",
-            str(model),
-            "--data",
-            str(data),
-            "--split",
-            "test",
-            "--num_beams",
-            "20",
-            "--output",
-            str(output),
-        ],
-        [model / weights],
-    )
-    return output
-
-
-def main(argv: list[str]) -> None:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument(
-        "--wheel",
-        default=os.environ.get("RECBOLE_WHEEL") or None,
-        help="a local copy of RecBole's wheel",
-    )
-    parser.add_argument(
-        "--trial", action="store_true", help="two optimizer steps per stage: does everything run?"
-    )
-    arguments = parser.parse_args(argv)
-    output = arguments.output.resolve()
-    check_directory(output)
-    run = Quickstart(output)
-    data = fetch_movielens(output, arguments.wheel)
-    python = [sys.executable]
-    sasrec, index = output / "sasrec", output / "semantic_ids" / "ml-100k.index.json"
-    run.step(
-        "sasrec",
-        [
-            *python,
-            "tools/train_sasrec.py",
-            "--data",
-            str(data),
-            "--output",
-            str(sasrec),
-            *flags(SASREC | ({"num_epochs": 1} if arguments.trial else {})),
-        ],
-        [data / "ml-100k.inter"],
-    )
-    run.step(
-        "semantic_ids",
-        [
-            *python,
-            "tools/build_semantic_ids.py",
-            "--data",
-            str(data),
-            "--embeddings",
-            str(sasrec / "item_embeddings.npy"),
-            "--output",
-            str(index),
-        ],
-        [sasrec / "item_embeddings.npy"],
-    )
-    cut = {"max_steps": 2, "logging_steps": 1} if arguments.trial else {}
-    shared = {"data": data, "semantic_ids": index}
-    sft = train(run, "sft", "quickstart", {**shared, **cut}, [index])
-    stage = {**shared, **STAGE, "sasrec": sasrec, **cut}
-    reward = sasrec / "model.safetensors"
-    stage1 = train(
-        run, "stage1", "stage1", {"model": sft, **stage}, [sft / "model.safetensors", reward]
-    )
-    stage2 = train(
-        run,
-        "stage2",
-        "stage2",
-        {"model": stage1, **stage},
-        [stage1 / "adapter_model.safetensors", reward],
-    )
-    merged = output / "merged"
-    run.step(
-        "merge",
-        [*python, "tools/merge_lora.py", "--adapter", str(stage2), "--output", str(merged)],
-        [stage2 / "adapter_model.safetensors"],
-        merged,
-    )
-    rankings = {
-        "popularity": sasrec / "popularity.json",
-        "SASRec": sasrec / "ranking.json",
-        "sft": rank(run, "sft", sft, data, "model.safetensors"),
-        "stage1": rank(run, "stage1", stage1, data, "adapter_model.safetensors"),
-        "stage2": rank(run, "stage2", merged, data, "model.safetensors"),
-    }
-    report(run, rankings)
-
+# Weights of a full model, and of an adapter.
+MODEL_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # SASRec's settings for this data set and half a minute: fewer epochs at a higher rate than the
 # defaults.
@@ -286,32 +66,287 @@ STAGE: dict[str, object] = {
     "logging_steps": 10,
 }
 
+# With --trial, each part is cut to what shows that it runs.
+TRIAL_SASREC: dict[str, object] = {"num_epochs": 1}
+TRIAL_STAGE: dict[str, object] = {"max_steps": 2, "logging_steps": 1}
+
+
+class Quickstart:
+    """Runs the steps, each in its own directory under `output`, and remembers what is done."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.started = time.monotonic()
+
+    def step(
+        self,
+        name: str,
+        command: list[str],
+        inputs: list[Path],
+        products: list[Path],
+        directory: Path | None = None,
+    ) -> None:
+        """Run one command, unless it is done with the same words and the same input files.
+
+        products: what it writes; if one of them is gone, the step is run again.
+        directory: removed if command or inputs have changed since the last run. It is kept if the
+            same command was interrupted: training goes on from its newest checkpoint.
+        """
+        digests = {str(path): _sha256(path) for path in inputs}
+        step = ResumableStep(
+            marker=self.output / "steps" / f"{name}.json",
+            wanted={"command": command, "inputs": digests},
+            products=tuple(products),
+            clears=(directory,) if directory else (),
+        )
+        if step.state() == "done":
+            self.say(f"{name}: done before, reused")
+            return
+
+        def work() -> dict[str, str]:
+            if subprocess.run(command, cwd=ROOT, env=_environment()).returncode:
+                raise InputError(
+                    f"quickstart stopped at step {name}; the step's own message is above. "
+                    "Mend the cause, then give the same command again"
+                )
+            return _digests_of(name, products)
+
+        self.say(f"{name}\n  $ {shlex.join(command)}")
+        begun = time.monotonic()
+        step.run(work)
+        self.say(f"{name}: {time.monotonic() - begun:.0f} s")
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+def _sha256(path: Path) -> str:
+    return size_and_digest(path)[1]
+
+
+def _digests_of(name: str, products: list[Path]) -> dict[str, str]:
+    """{file: SHA-256} of what a finished step wrote. Raises InputError if a product is missing."""
+    digests = {}
+    for product in products:
+        files = product_files(product)
+        if not files:
+            raise InputError(f"step {name} ended without an error but did not write {product}")
+        for file in files:
+            digests[str(file)] = _sha256(file)
+    return digests
+
+
+def _environment() -> dict[str, str]:
+    """Two CPU ranks share the cores; with more threads than cores, ranks wait for each other."""
+    threads = max(1, (os.cpu_count() or 1) // CPU_RANKS)
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def fetch_movielens(output: Path, wheel: str | None) -> Path:
+    """The data directory. Downloads RecBole's wheel (2 MB) unless `wheel` names a local copy, and
+    checks its digest."""
+    directory = output / "data" / "ml-100k"
+    if (directory / "ml-100k.inter").exists() and (directory / "ml-100k.item").exists():
+        return directory
+    path = Path(wheel) if wheel else download_wheel(output / "wheel")
+    if not path.exists():
+        raise InputError(f"RECBOLE_WHEEL: no such file: {path}; expected the wheel of {WHEEL}")
+    if _sha256(path) != WHEEL_SHA256:
+        raise InputError(
+            f"{path}: not the wheel of {WHEEL}: sha256 is {_sha256(path)}, expected "
+            f"{WHEEL_SHA256}; remove the file and run again, or give the right one with --wheel"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path) as archive:
+        # .inter comes last: it marks the data complete.
+        for name in ("ml-100k.item", "ml-100k.inter"):
+            beside = directory / f".{name}.tmp"
+            beside.write_bytes(archive.read(f"{DATASET}/{name}"))
+            os.replace(beside, directory / name)
+    return directory
+
+
+def download_wheel(directory: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+    subprocess.run([*pip, "-d", str(directory), WHEEL], check=True)
+    return next(directory.glob("*.whl"))
+
+
+def launcher() -> list[str]:
+    """The deepspeed launcher: one rank per GPU, or two ranks on the CPU."""
+    return ["deepspeed", "--num_gpus", str(torch.cuda.device_count() or CPU_RANKS)]
+
+
+def flags(settings: dict[str, object]) -> list[str]:
+    """["--name", "value", ...]"""
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name}", str(value)]
+    return words
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What training needs beside a model: the data, SASRec's directory and the semantic IDs."""
+
+    data: Path
+    sasrec: Path
+    index: Path
+
+    @property
+    def filter_weights(self) -> Path:
+        return self.sasrec / MODEL_WEIGHTS
+
+
+def prepare_inputs(run: Quickstart, wheel: str | None, trial: bool) -> Inputs:
+    """The data set, SASRec trained on it, and semantic IDs made from SASRec's embeddings."""
+    data = fetch_movielens(run.output, wheel)
+    sasrec = run.output / "sasrec"
+    index = run.output / "semantic_ids" / "ml-100k.index.json"
+    embeddings = sasrec / "item_embeddings.npy"
+
+    # SASRec is the reward's filter, a baseline of the table, and the source of the embeddings.
+    settings = {**SASREC, **TRIAL_SASREC} if trial else SASREC
+    train = [sys.executable, "tools/train_sasrec.py", *flags({"data": data, "output": sasrec})]
+    rankings = [sasrec / "popularity.json", sasrec / "ranking.json"]
+    run.step(
+        "sasrec",
+        [*train, *flags(settings)],
+        inputs=[data / "ml-100k.inter"],
+        products=[sasrec / MODEL_WEIGHTS, embeddings, *rankings],
+    )
+
+    # Semantic IDs: items with similar embeddings share the first of their codes.
+    places: dict[str, object] = {"data": data, "embeddings": embeddings, "output": index}
+    run.step(
+        "semantic_ids",
+        [sys.executable, "tools/build_semantic_ids.py", *flags(places)],
+        inputs=[embeddings],
+        products=[index],
+    )
+    return Inputs(data, sasrec, index)
+
+
+def train_stages(run: Quickstart, inputs: Inputs, trial: bool) -> dict[str, Path]:
+    """{stage: final/ of its run}: sft from scratch, then stage1 and stage2, each on the one
+    before."""
+    cut = TRIAL_STAGE if trial else {}
+    shared: dict[str, object] = {"data": inputs.data, "semantic_ids": inputs.index}
+    sft = train(run, "sft", "quickstart", {**shared, **cut}, [inputs.index])
+
+    # The two stages of the method, with the reward that SASRec gives.
+    stage = {**shared, **STAGE, "sasrec": inputs.sasrec, **cut}
+    reads = [sft / MODEL_WEIGHTS, inputs.filter_weights]
+    stage1 = train(run, "stage1", "stage1", {"model": sft, **stage}, reads)
+    reads = [stage1 / ADAPTER_WEIGHTS, inputs.filter_weights]
+    stage2 = train(run, "stage2", "stage2", {"model": stage1, **stage}, reads)
+    return {"sft": sft, "stage1": stage1, "stage2": stage2}
+
+
+def train(
+    run: Quickstart, name: str, recipe: str, settings: dict[str, object], inputs: list[Path]
+) -> Path:
+    """Train with a recipe; its final/."""
+    directory = run.output / name
+    ds_config = "ds_configs/zero3_cpu.json"
+    if torch.cuda.is_available():
+        ds_config = "ds_configs/zero3_bf16.json"
+    recipe_file = f"{RECIPES}/{recipe}.yaml"
+    files = {"ds_config": ds_config, "config": recipe_file, "output_dir": directory}
+    run.step(
+        name,
+        [*launcher(), "ilrec/train.py", *flags(files), *flags(settings)],
+        inputs=[ROOT / recipe_file, ROOT / ds_config, *inputs],
+        products=[directory / "final"],
+        directory=directory,
+    )
+    return directory / "final"
+
+
+def merge(run: Quickstart, adapter: Path) -> Path:
+    """The adapter merged into its base model."""
+    merged = run.output / "merged"
+    places: dict[str, object] = {"adapter": adapter, "output": merged}
+    run.step(
+        "merge",
+        [sys.executable, "tools/merge_lora.py", *flags(places)],
+        inputs=[adapter / ADAPTER_WEIGHTS],
+        products=[merged],
+        directory=merged,
+    )
+    return merged
+
+
+def rank(run: Quickstart, name: str, weights: Path, data: Path) -> Path:
+    """The ranking of a model on the test split. It lies apart from the model's run, whose directory
+    a fresh start removes."""
+    output = run.output / "rankings" / f"{name}.json"
+    settings: dict[str, object] = {"model": weights.parent, "data": data, "split": "test"}
+    settings |= {"num_beams": 20, "output": output}
+    run.step(
+        f"{name}-rank",
+        [*launcher(), "ilrec/rank.py", *flags(settings)],
+        inputs=[weights],
+        products=[output],
+    )
+    return output
+
 
 def report(run: Quickstart, rankings: dict[str, Path]) -> None:
-    picture = run.output / "report.png"
-    subprocess.run(
-        [
-            sys.executable,
-            "tools/report.py",
-            "--rank",
-            *(f"{name}={path}" for name, path in rankings.items()),
-            "--run",
-            *(f"{name}={run.output / name}" for name in ("sft", "stage1", "stage2")),
-            "--output",
-            str(picture),
-        ],
-        cwd=ROOT,
-        check=True,
+    """The table and the picture of all rankings, and what to do next."""
+    # Not a step: it takes seconds, and the table shall be printed each time.
+    command = [sys.executable, "tools/report.py", "--rank"]
+    command += [f"{name}={path}" for name, path in rankings.items()]
+    command += ["--run", *(f"{name}={run.output / name}" for name in ("sft", "stage1", "stage2"))]
+    command += ["--output", str(run.output / "report.png")]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+    merged = run.output / "merged"
+    next_steps = [
+        "",
+        f"Stage 2's model is merged at {merged}: AutoModelForCausalLM loads it. Next, for example:",
+        f"  python ilrec/rank.py --model {merged} --split valid",
+        "  deepspeed ilrec/train.py --ds_config ds_configs/zero3_bf16.json "
+        "--config ilrec/recipes/sft.yaml --model MODEL --data DIR",
+        f"  tensorboard --logdir {run.output}",
+        f"[{time.monotonic() - run.started:.0f} s in all]",
+    ]
+    print("\n".join(next_steps), flush=True)
+
+
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument(
+        "--wheel",
+        default=os.environ.get("RECBOLE_WHEEL") or None,
+        help="a local copy of RecBole's wheel (default: the variable RECBOLE_WHEEL)",
     )
-    print(
-        f"""
-Stage 2's model is merged at {run.output / "merged"}: AutoModelForCausalLM loads it. Next, for example:
-  python ilrec/rank.py --model {run.output / "merged"} --split valid
-  deepspeed ilrec/train.py --ds_config ds_configs/zero3_bf16.json --config ilrec/recipes/sft.yaml --model MODEL --data DIR
-  tensorboard --logdir {run.output}
-[{time.monotonic() - run.started:.0f} s in all]""",
-        flush=True,
+    parser.add_argument(
+        "--trial", action="store_true", help="two optimizer steps per stage: does everything run?"
     )
+    arguments = parser.parse_args(argv)
+    output = arguments.output.resolve()
+    check_directory(output)
+
+    # What the method needs, the method, and its measurement.
+    run = Quickstart(output)
+    inputs = prepare_inputs(run, arguments.wheel, arguments.trial)
+    stages = train_stages(run, inputs, arguments.trial)
+    merged = merge(run, stages["stage2"])
+    # Two of the rankings come with SASRec; the others are made by beam search.
+    rankings = {
+        "popularity": inputs.sasrec / "popularity.json",
+        "SASRec": inputs.sasrec / "ranking.json",
+        "sft": rank(run, "sft", stages["sft"] / MODEL_WEIGHTS, inputs.data),
+        "stage1": rank(run, "stage1", stages["stage1"] / ADAPTER_WEIGHTS, inputs.data),
+        "stage2": rank(run, "stage2", merged / MODEL_WEIGHTS, inputs.data),
+    }
+    report(run, rankings)
 
 
 if __name__ == "__main__":

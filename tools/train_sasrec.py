@@ -38,7 +38,7 @@ from ilrec.items.embeddings import write_embeddings
 from ilrec.processes import run_entry
 from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics
-from ilrec.ranking.results import CUTOFFS, format_table, write_ranking
+from ilrec.ranking.results import CUTOFFS, format_table, protocol_of, write_ranking
 
 logger = logging.getLogger("ilrec.sasrec")
 
@@ -95,14 +95,9 @@ def measure(
     """
     candidates = choose_candidates("auto", dataset.sequences)
     ranks = target_ranks_by_scores(*dataset.evaluation("test"), score, candidates)
-    protocol = {
-        "catalogue": "full ranking",
-        "split": "test",
-        "num_users": len(ranks),
-        "candidates": candidates,
-        "num_items": dataset.num_items,
-        "method": name,
-    } | dataset.numbering()
+    protocol = protocol_of(
+        "test", len(ranks), candidates, dataset.num_items, method=name, **dataset.numbering()
+    )
     return ranking_metrics(ranks, CUTOFFS), protocol, ranks
 
 

@@ -8,8 +8,34 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
+from ilrec.config.settings import Domain, read_within
 from ilrec.errors import InputError
+
+
+class _ReadNumber(argparse.Action):
+    """Reads the words after a flag as numbers within a domain. An action, not a `type`: argparse
+    would put its own words in the place of the InputError of a `type`."""
+
+    def __init__(self, *args: Any, kind: type, domain: Domain, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.kind = kind
+        self.domain = domain
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        flag = option_string or self.dest
+        if isinstance(values, list):
+            number: Any = [read_within(flag, value, self.kind, self.domain) for value in values]
+        else:
+            number = read_within(flag, values, self.kind, self.domain)
+        setattr(namespace, self.dest, number)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -25,6 +51,20 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    def add_number(
+        self,
+        flag: str,
+        kind: type,
+        *,
+        at_least: float | None = None,
+        above: float | None = None,
+        **options: Any,
+    ) -> None:
+        """Add a flag whose value is a number (kind: int or float) within limits; options: those of
+        add_argument. A wrong value raises InputError, which begins with the flag."""
+        domain = Domain(at_least=at_least, above=above)
+        self.add_argument(flag, action=_ReadNumber, kind=kind, domain=domain, **options)
 
     def parse_pairs(self, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """(this parser's own flags, all other flags as `--field=value`).

@@ -118,8 +118,13 @@ def read_field(cls: type, name: str, value: Any) -> Any:
     Raises InputError, whose text begins with the field's name, if the value has another type or
     lies outside the field's domain.
     """
-    hint = hints_of(cls)[name]
     domain = cls.__dataclass_fields__[name].metadata["domain"]  # type: ignore[attr-defined]
+    return read_within(name, value, hints_of(cls)[name], domain)
+
+
+def read_within(name: str, value: Any, hint: Any, domain: Domain) -> Any:
+    """The value in the type `hint`, within its domain. Raises InputError, which begins with `name`,
+    if it does not fit."""
     reason = ""
     try:
         read = read_value(value, hint)

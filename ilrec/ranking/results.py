@@ -40,6 +40,25 @@ def write_ranking(
         metrics_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def protocol_of(
+    split: str, num_users: int, candidates: str, num_items: int, **more: Any
+) -> dict[str, Any]:
+    """What a ranking was measured under, for write_ranking: the part that all methods share, and
+    then what is particular to one.
+
+    split: valid or test; candidates: all or unseen (ilrec/ranking/candidates.py).
+    more: for example num_beams, and the digests of the dataset's numbering.
+    """
+    return {
+        "catalogue": "full ranking",
+        "split": split,
+        "num_users": num_users,
+        "candidates": candidates,
+        "num_items": num_items,
+        **more,
+    }
+
+
 def check_ranking(path: str | Path) -> None:
     """Raises InputError if write_ranking could not write. Leaves nothing behind."""
     if _ranks_file(path) == Path(path):

@@ -55,3 +55,35 @@ def test_the_last_value_of_a_field_counts():
 def test_no_program_has_a_parser_of_its_own(path):
     text = path.read_text()
     assert "argparse.ArgumentParser(" not in text and ".parse_known_args(" not in text
+
+
+def number_parser() -> ArgumentParser:
+    made = ArgumentParser("a program")
+    made.add_number("--repeats", int, at_least=1, default=5)
+    made.add_number("--beta", float, above=0, default=0.1)
+    made.add_number("--sizes", int, at_least=1, nargs="+", default=[1, 2])
+    made.add_number("--check", int, at_least=1, nargs="?", const=7, default=0)
+    return made
+
+
+def test_numbers_are_read_as_their_kind():
+    read = number_parser().parse_args(["--repeats", "3", "--beta=2", "--sizes", "4", "5"])
+    assert (read.repeats, read.beta, read.sizes, read.check) == (3, 2.0, [4, 5], 0)
+    assert number_parser().parse_args(["--check"]).check == 7
+    assert number_parser().parse_args([]).sizes == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repeats", "0"], "^--repeats: expected a whole number, 1 or more, got '0'$"),
+        (["--repeats", "2.5"], "^--repeats: expected a whole number, 1 or more, got '2.5'$"),
+        (["--repeats=many"], "^--repeats: expected a whole number"),
+        (["--beta", "nan"], "^--beta: expected a number, above 0, got 'nan'$"),
+        (["--beta=-1"], "^--beta: expected a number, above 0, got '-1'$"),
+        (["--sizes", "4", "0"], "^--sizes: expected a whole number, 1 or more, got '0'$"),
+    ],
+)
+def test_numbers_outside_their_domain_are_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        number_parser().parse_args(words)

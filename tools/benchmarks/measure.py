@@ -1,10 +1,9 @@
-"""Time, memory and the machine's own ceilings: what tools/benchmarks/benchmark_ops.py measures
-with.
+"""Time and memory of a call, and the best that the machine itself can do.
 
-    from measure import ceilings, peak_extra_bytes, timings      # inside tools/; not a program
+    from measure import ceilings, peak_extra_bytes, timings      # for its siblings; not a program
 
-Memory is what the allocator of torch hands out, temporaries included. Libraries' own workspaces
-(MKL's on the CPU) are not seen.
+Memory is what torch's allocator hands out, temporaries included. It does not see the workspaces of
+libraries (MKL's on the CPU).
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# The profiler writes lines for tracing tools to stderr at each start and stop; this level is above
-# theirs.
+# The profiler writes lines for tracing tools to stderr at each start and stop. This level is above
+# theirs and keeps them out.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 # Large enough to leave the caches and to fill the machine, small enough for seconds: bytes copied,
@@ -32,7 +31,7 @@ CEILING_REPEATS = 5
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: the 20th percentile, the median and the 80th percentile of the
+    """Seconds of one call: the 20th percentile, the median and the 80th percentile over
     repeats."""
 
     p20: float
@@ -41,16 +40,16 @@ class Timing(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """The best that this device was seen to do: a copy (bytes read and written) and a square matrix
-    product."""
+    """The best that this device did in this run: in a copy (bytes read and written), and in a
+    square matrix product."""
 
     bytes_per_second: float
     flops_per_second: float
 
 
 def timings(call: Callable[[], object], device: torch.device, repeats: int, warmup: int) -> Timing:
-    """Each of `repeats` calls after `warmup` unmeasured ones, by the device's own clock where it
-    has one."""
+    """The times of `repeats` calls, after `warmup` calls that are not measured. On CUDA by the
+    device's own clock."""
     for _ in range(warmup):
         call()
     measure = _cuda_seconds if device.type == "cuda" else _host_seconds
@@ -77,7 +76,8 @@ def _cuda_seconds(call: Callable[[], object]) -> float:
 def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
     """The most that one call held at any moment beyond what was held before it; what it returns
     counts, existing inputs do not."""
-    gc.collect()  # garbage from before, freed during the call, would hide as much of the call's own
+    # Garbage from before that is freed during the call would hide as much of the call's own memory.
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -87,29 +87,30 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
-    events = [
-        event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]  # type: ignore[union-attr]
-    # Every allocation (+) and release (-) in the order of time; the sort is stable for those within
-    # one nanosecond.
+    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    memory_events = [event for event in events if event.name() == "[memory]"]
+    # Every allocation (+) and release (-) in the order of time. The sort is stable, which keeps the
+    # order of those within one nanosecond.
     held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted(memory_events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
     return peak
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measured now, because clocks, neighbours and libraries differ from run to run."""
+    """Measured anew in each run, because clocks, other processes and libraries differ from run to
+    run."""
     source = torch.zeros(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = timings(lambda: target.copy_(source), device, CEILING_REPEATS, warmup=1)
     side = GEMM_SIDE[device.type]
     if device.type == "cpu" and dtype == torch.float16:
-        # Torch's float16 product on a CPU is hundreds of times slower than converting first: no
-        # ceiling.
+        # Torch's float16 product on a CPU is hundreds of times slower than one that is converted to
+        # float32 first, so it is no ceiling.
         dtype = torch.float32
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    left = torch.randn(side, side, device=device).to(dtype)
+    right = torch.randn(side, side, device=device).to(dtype)
     out = torch.empty_like(left)
     product = timings(lambda: torch.mm(left, right, out=out), device, CEILING_REPEATS, warmup=1)
     return Ceilings(2 * source.nbytes / copy.p20, 2 * side**3 / product.p20)
@@ -119,9 +120,8 @@ def available_bytes(device: torch.device) -> int:
     """Memory that a call may still take on this device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path(
-        "/proc/meminfo"
-    )  # counts memory that the kernel would give back, which sysconf does not
+    # Linux counts memory that the kernel would give back here; sysconf does not.
+    meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024

@@ -1,16 +1,14 @@
 """S-DPO with random negatives (Chen et al., arXiv 2406.09215), the preference baseline of
-docs/experiments; one rejected item is DPO.
+docs/experiments. With one rejected item it is DPO.
 
-    python tools/experiments/train_dpo.py --num_rejected 3 --dpo_beta 1 --config FILE.yaml --model
-    runs/sft/final --data DIR --output_dir runs/dpo
+    python tools/experiments/train_dpo.py --num_rejected 3 --dpo_beta 1 --config FILE.yaml \
+        --model runs/sft/final --data DIR --output_dir runs/dpo
 
-Starts from a trained model, of which a frozen copy is the reference. Model, data and training
-fields as for ilrec/train.py; the objective's fields do not count. One sample for each prefix of a
-history, rendered as `supervision` says.
+Starts from a trained model; a frozen copy of it is the reference. Model, data and training fields
+are those of ilrec/train.py; the objective's fields do not count. There is one sample for each
+prefix of a history, rendered as `supervision` says. The loss is in ilrec/model/dpo.py.
 
-    loss = -log sigmoid(-log sum_j exp(beta [(log p_j - log p_j^ref) - (log p_y - log p_y^ref)]))
-
-Shapes: B samples, R rejected items each, G = B (1 + R) sequences, T tokens.
+Shapes: B samples, R rejected items each, G = B (1 + R) sequences.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, set_seed
@@ -31,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import load_config, parse_overrides
-from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
+from ilrec.model.dpo import response_logps, sdpo_loss
 from ilrec.model.loading import load_tokenizer
 from ilrec.processes import run_entry
-from ilrec.samples.builder import IGNORE_INDEX, SampleBuilder
+from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.collators import TrainingCollator
 from ilrec.samples.prefixes import TrainingSamples
 from ilrec.samples.task import load_task
@@ -64,13 +61,11 @@ class PreferenceSamples(Dataset):
         num_rejected: int,
         seed: int,
     ) -> None:
-        self.samples, self.builder, self.num_items, self.num_rejected, self.seed = (
-            samples,
-            builder,
-            num_items,
-            num_rejected,
-            seed,
-        )
+        self.samples = samples
+        self.builder = builder
+        self.num_items = num_items
+        self.num_rejected = num_rejected
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -79,17 +74,18 @@ class PreferenceSamples(Dataset):
         """The chosen sample first, then the rejected ones: the same prompt with other responses."""
         chosen = self.samples[index]
         *history, target = chosen["items"]
-        others = np.random.default_rng([self.seed, index]).choice(
-            self.num_items - 1, self.num_rejected, replace=False
-        )
-        return [
-            chosen,
-            *(self.builder.sample(history, int(item + (item >= target))) for item in others),
-        ]
+        # The same rejected items in every epoch, and whatever process reads the sample.
+        generator = np.random.default_rng([self.seed, index])
+        # Numbers among the other items; those from the target on are one further.
+        drawn = generator.choice(self.num_items - 1, self.num_rejected, replace=False)
+        group = [chosen]
+        for item in drawn:
+            group.append(self.builder.sample(history, int(item + (item >= target))))
+        return group
 
 
 class SDPOTrainer(Trainer):
-    """The loss above, over sequences that lie in groups of 1 + R."""
+    """The loss of S-DPO, over sequences that lie in groups of 1 + R."""
 
     def __init__(
         self,
@@ -100,8 +96,11 @@ class SDPOTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.reference, self.group, self.dpo_beta = reference.eval(), 1 + num_rejected, dpo_beta
-        self.model_accepts_loss_kwargs = False  # a mean over samples, not over tokens
+        self.reference = reference.eval()
+        self.group_size = 1 + num_rejected
+        self.dpo_beta = dpo_beta
+        # The loss is a mean over samples; the Trainer must not divide by a number of tokens.
+        self.model_accepts_loss_kwargs = False
         self.add_callback(RunDirectory())
 
     def compute_loss(
@@ -113,57 +112,35 @@ class SDPOTrainer(Trainer):
     ) -> Any:
         with torch.no_grad():
             reference_G = response_logps(self.reference, inputs)
-        ratios = (response_logps(model, inputs) - reference_G).view(-1, self.group)
-        loss = sdpo_loss(ratios, self.dpo_beta)
+        ratios_G = response_logps(model, inputs) - reference_G
+        loss = sdpo_loss(ratios_G.view(-1, self.group_size), self.dpo_beta)
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
-
-
-def sdpo_loss(ratios: Tensor, beta: float) -> Tensor:
-    """ratios [B, 1 + R]: log p - log p^ref, the chosen first. Mean over B."""
-    margins_BR = beta * (ratios[:, 1:] - ratios[:, :1])
-    return -F.logsigmoid(-margins_BR.logsumexp(1)).mean()
-
-
-def response_logps(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """log p of each sequence's response: [G]."""
-    logits_GTV = model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-    ).logits[:, :-1]
-    labels_GT = inputs["labels"][:, 1:]
-    # Minus the cross-entropy of each token, 0 where there is no label.
-    losses = F.cross_entropy(
-        logits_GTV.flatten(0, 1).float(),
-        labels_GT.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    )
-    return -losses.view_as(labels_GT).sum(1)
 
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--num_rejected", type=int, required=True)
-    parser.add_argument("--dpo_beta", type=float, required=True)
+    parser.add_number("--num_rejected", int, at_least=1, required=True)
+    parser.add_number("--dpo_beta", float, above=0, required=True)
     parser.add_argument("--config")
+    # All other flags are fields of ilrec/train.py.
     own, rest = parser.parse_pairs(argv)
     config = load_config(own.config, parse_overrides(rest))
-    if own.num_rejected < 1 or own.dpo_beta <= 0:
-        raise InputError(
-            f"--num_rejected and --dpo_beta: expected positive numbers, got {own.num_rejected} and {own.dpo_beta}"
-        )
+
+    # The run's directory. What an earlier run left there is set aside: this one starts afresh.
     check_directory(config.training.output_dir)
     task = load_task(config.data)
     arguments = training_arguments(config, None)
     variant = {"num_rejected": own.num_rejected, "dpo_beta": own.dpo_beta}
     identity = run_identity(config, task, None, arguments.world_size, variant)
-    set_aside(
-        config.training.output_dir, None, places_read(config.model)
-    )  # it always starts afresh
+    set_aside(config.training.output_dir, None, places_read(config.model))
     write_run_directory(config, None, argv, task)
     set_seed(config.training.seed)
+
+    # Tokenizer, samples and model, as ilrec/train.py makes them.
     source = find_source(config, task, arguments)
     tokenizer = load_tokenizer(source, config.model.trust_remote_code)
-    add_tokens(tokenizer, task.prompt.new_tokens(), config, source)
+    new_tokens = task.prompt.new_tokens()
+    add_tokens(tokenizer, new_tokens, config, source)
     builder = task.sample_builder(tokenizer)
     samples = PreferenceSamples(
         TrainingSamples(task.dataset, builder),
@@ -172,15 +149,15 @@ def main(argv: list[str]) -> None:
         own.num_rejected,
         config.training.seed,
     )
-    model = load_model(
-        config, source, tokenizer, task.prompt.new_tokens(), builder.item_token_ids()
-    )
+    model = load_model(config, source, tokenizer, new_tokens, builder.item_token_ids())
     collate = TrainingCollator(tokenizer.pad_token_id)
+
     trainer = SDPOTrainer(
         model=model,
         args=arguments,
         train_dataset=samples,
         processing_class=tokenizer,
+        # A batch is a list of groups; the model is given all their sequences in one.
         data_collator=lambda groups: collate([sample for group in groups for sample in group]),
         reference=copy.deepcopy(model).requires_grad_(False),
         num_rejected=own.num_rejected,

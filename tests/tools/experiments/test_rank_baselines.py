@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from ilrec.errors import InputError
 from ilrec.interactions.reading import read_interactions
 
 
+def rank(method: str, data: Path, output: Path, *words: str) -> None:
+    main(["--method", method, "--data", str(data), "--output", str(output), *words])
+
+
 def test_item_knn_is_summed_cosine(data):
     """float64, by hand: an item's neighbours without itself, added up over the history."""
     dataset = read_interactions(str(data), 5)
@@ -26,6 +31,7 @@ def test_item_knn_is_summed_cosine(data):
         np.add.at(counts[user], np.asarray(sequence), 1)
     norms = np.linalg.norm(counts, axis=0).clip(1e-12)
     similarity = (counts / norms).T @ (counts / norms)
+    # An item is not its own neighbour.
     np.fill_diagonal(similarity, 0)
     histories, _ = dataset.evaluation("test")
     scores = item_knn(dataset, ItemKNNConfig(num_neighbours=dataset.num_items))(histories)
@@ -42,69 +48,36 @@ def test_popularity_counts_training_items_alone(data):
 
 @pytest.mark.parametrize("method", ["popularity", "item_knn"])
 def test_command_writes_metrics_and_ranks(method, data, tmp_path):
-    main(
-        [
-            "--method",
-            method,
-            "--data",
-            str(data),
-            "--output",
-            str(tmp_path / "valid.json"),
-            "--split",
-            "valid",
-        ]
-    )
-    content, ranks = (
-        json.loads((tmp_path / "valid.json").read_text()),
-        np.load(tmp_path / "valid.npy"),
-    )
-    assert content["protocol"]["split"] == "valid" and content["protocol"]["num_users"] == len(
-        ranks
-    )
+    output = tmp_path / "valid.json"
+    rank(method, data, output, "--split", "valid")
+    content = json.loads(output.read_text())
+    ranks = np.load(tmp_path / "valid.npy")
+    assert content["protocol"]["split"] == "valid"
+    assert content["protocol"]["num_users"] == len(ranks)
     assert content["metrics"]["hit@10"] == pytest.approx((ranks <= 10).mean())
 
 
 def test_unknown_field_is_refused(data, tmp_path):
-    with pytest.raises(
-        InputError,
-        match="unknown field 'similarty' for --method item_knn; did you mean 'similarity'",
-    ):
-        main(
-            [
-                "--method",
-                "item_knn",
-                "--data",
-                str(data),
-                "--output",
-                str(tmp_path / "x.json"),
-                "--similarty",
-                "cosine",
-            ]
-        )
+    message = "unknown field 'similarty' for --method item_knn; did you mean 'similarity'"
+    with pytest.raises(InputError, match=message):
+        rank("item_knn", data, tmp_path / "x.json", "--similarty", "cosine")
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_negative_k_core_is_refused(data, tmp_path):
+    message = "--k_core: expected a whole number, 0 or more, got '-1'"
+    with pytest.raises(InputError, match=message):
+        rank("popularity", data, tmp_path / "x.json", "--k_core=-1")
 
 
 def test_a_filter_of_another_numbering_is_refused(data, tmp_path):
     """As many items, their names the other way round: SASRec's first item is the data's last."""
-    SASRec(NUM_ITEMS, SASRecConfig(hidden_size=8)).save(
-        tmp_path / "sasrec", [str(item) for item in range(NUM_ITEMS)][::-1]
-    )
-    with pytest.raises(
-        InputError,
-        match="sasrec: this SASRec was trained on 24 items, as many as the data has, but not",
-    ):
-        main(
-            [
-                "--method",
-                "sasrec",
-                "--sasrec",
-                str(tmp_path / "sasrec"),
-                "--data",
-                str(data),
-                "--output",
-                str(tmp_path / "x.json"),
-            ]
-        )
+    names = [str(item) for item in range(NUM_ITEMS)]
+    model = SASRec(NUM_ITEMS, SASRecConfig(hidden_size=8))
+    model.save(tmp_path / "sasrec", names[::-1])
+    message = "sasrec: this SASRec was trained on 24 items, as many as the data has, but not"
+    with pytest.raises(InputError, match=message):
+        rank("sasrec", data, tmp_path / "x.json", "--sasrec", str(tmp_path / "sasrec"))
     assert not (tmp_path / "x.json").exists()
 
 
@@ -114,16 +87,15 @@ def test_rankings_say_whose_ranks_they_hold(data, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(data, other)
     users = json.loads((other / "tiny.inter.json").read_text())
-    (other / "tiny.inter.json").write_text(
-        json.dumps({("me" if user == "3" else user): row for user, row in users.items()})
-    )
-    digests = []
+    users["me"] = users.pop("3")
+    (other / "tiny.inter.json").write_text(json.dumps(users))
+
+    protocols = []
     for method, directory in (("popularity", data), ("item_knn", data), ("popularity", other)):
-        main(["--method", method, "--data", str(directory), "--output", str(tmp_path / "x.json")])
-        protocol = json.loads((tmp_path / "x.json").read_text())["protocol"]
-        digests.append((protocol["users_sha256"], protocol["items_sha256"]))
-    assert (
-        digests[0] == digests[1]
-        and digests[0][1] == digests[2][1]
-        and digests[0][0] != digests[2][0]
-    )
+        rank(method, directory, tmp_path / "x.json")
+        protocols.append(json.loads((tmp_path / "x.json").read_text())["protocol"])
+    popularity_here, knn_here, popularity_there = protocols
+    for name in ("users_sha256", "items_sha256"):
+        assert popularity_here[name] == knn_here[name]
+    assert popularity_here["items_sha256"] == popularity_there["items_sha256"]
+    assert popularity_here["users_sha256"] != popularity_there["users_sha256"]

@@ -1,75 +1,49 @@
-"""S-DPO: its loss against the formula, its groups, and a run that learns to prefer."""
+"""S-DPO training: a run that learns to prefer. Its loss: tests/model/test_dpo.py."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import tools_path  # noqa: F401  (puts tools/ on the path)
 import torch
 from conftest import ROOT
-from tiny_models import batch, tiny_llama
-from train_dpo import main, response_logps, sdpo_loss
+from train_dpo import main
+
+from ilrec.errors import InputError
+from ilrec.training.metrics_log import read_steps
 
 
-def test_loss_by_hand():
-    """One rejected item is DPO: -log sigmoid(beta (chosen - rejected)). With two, -log 1 / (1 +
-    sum_j e^{beta (r_j - c)})."""
-    ratios = torch.tensor([[0.3, -0.2], [-0.1, 0.4]], dtype=torch.float64)
-    dpo = -torch.nn.functional.logsigmoid(0.5 * (ratios[:, 0] - ratios[:, 1])).mean()
-    torch.testing.assert_close(sdpo_loss(ratios, 0.5), dpo)
-    three = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
-    assert sdpo_loss(three, 1.0).item() == pytest.approx(
-        torch.log1p(torch.tensor([1.0, 2.0]).double().exp().sum()).item()
-    )
-
-
-def test_log_probabilities_are_of_the_response_alone():
-    rows, model = batch(3), tiny_llama()
-    logps = model(input_ids=rows["input_ids"]).logits.log_softmax(-1)
-    expected = [
-        sum(
-            logps[g, t - 1, rows["labels"][g, t]] for t in range(12) if rows["labels"][g, t] != -100
-        )
-        for g in range(3)
-    ]
-    torch.testing.assert_close(response_logps(model, rows), torch.stack(expected))
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--num_rejected", "0", "--num_rejected: expected a whole number, 1 or more, got '0'"),
+        ("--dpo_beta", "0", "--dpo_beta: expected a number, above 0, got '0'"),
+    ],
+)
+def test_numbers_outside_their_domain_are_refused(flag, value, message):
+    words = {"--num_rejected": "1", "--dpo_beta": "1", flag: value}
+    with pytest.raises(InputError, match=message):
+        main([word for pair in words.items() for word in pair])
 
 
 def test_a_run_prefers_what_was_chosen(data, base, tmp_path):
     """The reference is the model itself at the start: the first loss is log(1 + R); later ones are
     lower."""
-    main(
-        [
-            "--num_rejected",
-            "2",
-            "--dpo_beta",
-            "1",
-            "--config",
-            str(ROOT / "ilrec/recipes/sft.yaml"),
-            "--model",
-            str(base),
-            "--data",
-            str(data),
-            "--output_dir",
-            str(tmp_path / "dpo"),
-            "--max_steps",
-            "8",
-            "--logging_steps",
-            "1",
-            "--lora_dropout",
-            "0",
-            "--learning_rate",
-            "3e-3",
-            "--gradient_accumulation_steps",
-            "1",
-        ]
-    )
-    losses = [
-        line["loss"]
-        for line in map(json.loads, (tmp_path / "dpo" / "metrics.jsonl").read_text().splitlines())
-        if "loss" in line
-    ]
+    fields = {
+        "num_rejected": 2,
+        "dpo_beta": 1,
+        "config": ROOT / "ilrec/recipes/sft.yaml",
+        "model": base,
+        "data": data,
+        "output_dir": tmp_path / "dpo",
+        "max_steps": 8,
+        "logging_steps": 1,
+        # Without dropout the model and its frozen copy agree at the start.
+        "lora_dropout": 0,
+        "learning_rate": 3e-3,
+        "gradient_accumulation_steps": 1,
+    }
+    main([f"--{name}={value}" for name, value in fields.items()])
+    losses = [line["loss"] for line in read_steps(tmp_path / "dpo")]
     assert losses[0] == pytest.approx(torch.log(torch.tensor(3.0)).item(), abs=1e-4)
     assert losses[-1] < losses[0] - 0.1
     assert (tmp_path / "dpo" / "final" / "ilrec.yaml").exists()
