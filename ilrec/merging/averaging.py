@@ -24,15 +24,10 @@ from ilrec.files.outputs import check_new, write_text
 from ilrec.merging.model_files import copy_files, write_generation_config
 from ilrec.merging.sources import MergeSource
 from ilrec.model.portable import make_portable
-from ilrec.training.checkpoints import MANIFEST, find_fault
+from ilrec.training.manifest import MANIFEST, find_fault
 from ilrec.weights.fingerprint import weights_fingerprint
-from ilrec.weights.tensor_files import (
-    MERGEABLE,
-    NewTensor,
-    StoredTensor,
-    TensorWriter,
-    read_tensors,
-)
+from ilrec.weights.tensor_files import MERGEABLE, StoredTensor, read_tensors
+from ilrec.weights.tensor_writer import NewTensor, TensorWriter
 
 RECORD = "AVERAGE.json"
 # Of each model at a time; memory does not grow with the models.
