@@ -19,10 +19,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from experiment_grid import ROOT, Grid
 from experiment_results import Result
-from experiment_statistics import NUM_RESAMPLES, Comparison, compare
+from experiment_statistics import Comparison, compare
 
 from ilrec.files.markdown import markdown_table
 from ilrec.files.outputs import whole_file, write_text
+from ilrec.ranking.comparison import NUM_RESAMPLES
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "ndcg@20")
 
@@ -63,10 +64,12 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     rows = []
     for c in comparisons:
         cells = [f"{c.first} - {c.second}", title(c.metric), f"{c.difference:+.4f}"]
-        cells += [f"{c.low:+.4f} to {c.high:+.4f}", f"{c.relative:+.1%}", f"{c.p:.4f}"]
+        cells += [f"{c.low:+.4f} to {c.high:+.4f}", f"{c.relative:+.1%}"]
+        cells += [f"{c.p:.4f}", f"{c.p_holm:.4f}"]
         cells.append(f"{c.num_seeds[0]}, {c.num_seeds[1]}")
         rows.append(cells)
-    header = ["rows", "metric", "difference", "95 % interval", "relative", "p", "seeds"]
+    header = ["rows", "metric", "difference", "95 % interval", "relative", "p"]
+    header += ["p (Holm)", "seeds"]
     return markdown_table(header, rows)
 
 
@@ -100,10 +103,9 @@ def markdown(
         metrics_table(results),
         f"![metrics and training curves]({picture})",
         "## Comparisons",
-        f"Paired bootstrap over users, {NUM_RESAMPLES:,} resamples, seeds averaged for each user "
-        "first. p is two-sided and not corrected for the\n"
-        "number of comparisons. It speaks of other users, not of other seeds: those are in the "
-        "± above.",
+        f"Paired bootstrap over users, {NUM_RESAMPLES:,} resamples, seeds averaged for each user\n"
+        "first. p is two-sided. p (Holm) is adjusted for all comparisons in the same metric. Both\n"
+        "speak of other users and not of other seeds; those are in the ± above.",
         comparison_table(compare(grid, results)),
         "## How",
         how_it_was_made(runs, argv),

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tools_path  # noqa: F401  (puts tools/ on the path)
-import torch
-from experiment_statistics import compare, paired_bootstrap, per_user
+from experiment_statistics import compare
 from made_results import grid_of, result
 
 from ilrec.errors import InputError
-from ilrec.ranking.metrics import ranking_metrics
-
-
-def test_users_add_up_to_the_metrics():
-    ranks = np.random.default_rng(0).integers(1, 40, 500)
-    metrics = ranking_metrics(torch.from_numpy(ranks), (5, 10))
-    for metric in ("hit@5", "hit@10", "ndcg@5", "ndcg@10"):
-        assert per_user(ranks, metric).mean() == pytest.approx(metrics[metric], abs=1e-6)
-
-
-def test_bootstrap_is_the_plain_one():
-    """Against resampling users one by one, and the normal approximation that both approach."""
-    generator = np.random.default_rng(1)
-    differences = generator.choice([-1.0, 0.0, 0.0, 0.5, 1.0], 2000)
-    low, high, p = paired_bootstrap(differences, 4000)
-    plain = [generator.choice(differences, len(differences)).mean() for _ in range(2000)]
-    assert (low, high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.004)
-    assert p < 0.001
-
-    # A mean of half its standard error: z = 0.5, two-sided p = 0.617.
-    centred = differences - differences.mean()
-    half_error = 0.5 * centred.std() / len(centred) ** 0.5
-    assert paired_bootstrap(centred + half_error)[2] == pytest.approx(0.617, abs=0.03)
-    assert paired_bootstrap(np.zeros(50))[2] == 1.0
 
 
 def test_seeds_are_paired_where_both_rows_have_them(tmp_path: Path):
@@ -78,3 +54,18 @@ def test_ranks_of_others_are_not_compared(tmp_path: Path, other, message):
     }
     with pytest.raises(InputError, match=message):
         compare(grid_of(tmp_path, "A", "B"), results)
+
+
+def test_p_is_adjusted_within_a_metric(tmp_path: Path):
+    """Three pairs, of which two differ clearly: Holm's rule multiplies the smallest p by 3."""
+    ranks = np.full(100, 50)
+    better = np.where(np.arange(100) < 40, 1, 50)
+    results = {
+        "A": [result(tmp_path, "A", 0, better)],
+        "B": [result(tmp_path, "B", 0, ranks)],
+    }
+    grid = grid_of(tmp_path, "A", "B")
+    three = dataclasses.replace(grid, compare=[("A", "B"), ("B", "A"), ("B", "B")])
+    found = [c for c in compare(three, results) if c.metric == "hit@10"]
+    assert [c.p for c in found] == pytest.approx([1 / 10_001, 1 / 10_001, 1.0])
+    assert [c.p_holm for c in found] == pytest.approx([3 / 10_001, 3 / 10_001, 1.0])
