@@ -37,6 +37,11 @@ PROGRAMS = {  # module: (function, kind of output, words)
         "file",
         ["--data", NOWHERE, "--embeddings", NOWHERE, "--output", "OUTPUT"],
     ),
+    "average_checkpoints": (
+        "main",
+        "directory",
+        ["--models", NOWHERE, NOWHERE, "--output", "OUTPUT"],
+    ),
     "merge_lora": ("main", "directory", ["--adapter", NOWHERE, "--output", "OUTPUT"]),
     "prepare_data": ("main", "directory", ["--interactions", NOWHERE, "--output", "OUTPUT"]),
     "report": ("main", "file", ["--rank", f"a={NOWHERE}", "--output", "OUTPUT.png"]),

@@ -18,7 +18,8 @@ def commands() -> list[str]:
     (tests/cluster runs that)."""
     found = []
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL):
-        for line in block.splitlines():
+        # A backslash at the end of a line continues the command.
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
             if line and not line.startswith("make ") and "slurm/" not in line:
                 found.append(line)
     return found
