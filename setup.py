@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 setup(
     name="ilrec",
     version="0.1.0",
-    description="Train an LLM recommender with self-hard negatives from its own intermediate layers (arXiv 2602.17410)",
+    description="Train an LLM recommender with self-hard negatives from its own layers "
+    "(arXiv 2602.17410)",
     packages=find_packages(include=["ilrec", "ilrec.*"]),
     package_data={"ilrec": ["recipes/*.yaml"]},
     python_requires=">=3.10",
