@@ -35,7 +35,8 @@ if __package__ in (None, ""):
 
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section
-from ilrec.config.sections import CANDIDATES, DTYPES, DataConfig, ModelConfig
+from ilrec.config.sasrec import CANDIDATES
+from ilrec.config.sections import DTYPES, DataConfig, ModelConfig
 from ilrec.errors import InputError
 from ilrec.files.reading import read_yaml
 from ilrec.items.trie import ItemTrie

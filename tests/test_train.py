@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ilrec import train as train_module
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.config.sections import DataConfig, ModelConfig, SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
+from ilrec.config.sections import DataConfig, ModelConfig
 from ilrec.errors import InputError
 from ilrec.model.adapters import add_item_tokens, load_adapter
 from ilrec.model.loading import load_base, load_tokenizer

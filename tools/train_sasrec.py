@@ -27,7 +27,8 @@ from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec_training import train_sasrec
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section, parse_overrides
-from ilrec.config.sections import DataConfig, SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
+from ilrec.config.sections import DataConfig
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ilrec.config.sections import SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
 from ilrec.errors import InputError
 from ilrec.files.outputs import whole_file, write_text
 from ilrec.files.reading import read_json

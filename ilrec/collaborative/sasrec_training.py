@@ -25,7 +25,7 @@ from ilrec.collaborative.sasrec import (
     left_padded,
     row_item_pairs,
 )
-from ilrec.config.sections import SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
 from ilrec.errors import InputError
 from ilrec.ranking.candidates import choose_candidates, first_repeat, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics

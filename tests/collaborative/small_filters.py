@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.config.sections import SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
 
 NUM_ITEMS = 12
 CONFIG = SASRecConfig(

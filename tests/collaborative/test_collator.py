@@ -7,7 +7,7 @@ import torch
 
 from ilrec.collaborative.collator import ContinuationCollator
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.config.sections import SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
 from ilrec.items.trie import ItemTrie
 from ilrec.samples.collators import TrainingCollator
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import SchedulerType, get_scheduler
 
-from ilrec.config.sections import POLYNOMIAL_END, SCHEDULES, SECTIONS, SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
+from ilrec.config.sections import POLYNOMIAL_END, SCHEDULES, SECTIONS
 
 
 def test_no_two_sections_share_a_field():

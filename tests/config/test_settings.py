@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from strange_values import ANYTHING
 
 from ilrec.config.loading import build_section
-from ilrec.config.sections import SECTIONS, SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
+from ilrec.config.sections import SECTIONS
 from ilrec.config.settings import nearest, require
 from ilrec.errors import InputError
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.loading import load_config
-from ilrec.config.sections import SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
 from ilrec.errors import InputError
 from ilrec.interactions.prepared import write_prepared
 from ilrec.interactions.reading import read_interactions

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.loading import load_config
-from ilrec.config.sections import SECTIONS, SASRecConfig, TrainConfig
+from ilrec.config.sasrec import SASRecConfig
+from ilrec.config.sections import SECTIONS, TrainConfig
 from ilrec.samples.task import load_task
 from ilrec.training.identity import MAY_CHANGE, run_identity
 from ilrec.weights.fingerprint import BLOCK_BYTES, NUM_BLOCKS, file_fingerprint

@@ -15,7 +15,8 @@ from experiment_grid import ROOT, SET_BY_THE_GRID, Grid, Row
 from rank_baselines import METHODS, ItemKNNConfig
 
 from ilrec.config.loading import build_section, load_config
-from ilrec.config.sections import SECTIONS, SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
+from ilrec.config.sections import SECTIONS
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 

@@ -34,7 +34,8 @@ from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section, parse_overrides
-from ilrec.config.sections import CANDIDATES, DataConfig
+from ilrec.config.sasrec import CANDIDATES
+from ilrec.config.sections import DataConfig
 from ilrec.config.settings import Section, nearest, setting
 from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset

@@ -14,7 +14,7 @@ from conftest import NUM_ITEMS
 from rank_baselines import ItemKNNConfig, item_knn, main, popularity
 
 from ilrec.collaborative.sasrec import SASRec
-from ilrec.config.sections import SASRecConfig
+from ilrec.config.sasrec import SASRecConfig
 from ilrec.errors import InputError
 from ilrec.interactions.reading import read_interactions
 
