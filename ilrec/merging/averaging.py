@@ -7,12 +7,11 @@ arXiv 1803.05407). The result is a plain model directory, like that of a merge.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,8 @@ from tqdm import tqdm
 
 from ilrec import __version__
 from ilrec.errors import InputError
-from ilrec.files.outputs import check_new, write_text
+from ilrec.files.outputs import check_new
+from ilrec.merging.merge import renamed_when_whole, write_json
 from ilrec.merging.model_files import copy_files, write_generation_config
 from ilrec.merging.sources import MergeSource
 from ilrec.model.portable import make_portable
@@ -49,25 +49,16 @@ def average(models: Sequence[Path], output: Path) -> None:
     tensors = [read_model(model) for model in models]
     require_same_tensors(models, tensors)
 
-    beside = output.with_name(output.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with renamed_when_whole(output) as beside:
         write_means(tensors, beside)
         last = models[-1]
         source = MergeSource(base=last, adapter=last, weights=last)
         copy_files(source, beside)
         write_generation_config(last, beside)
-        write_text(beside / RECORD, json.dumps(make_record(models), indent=1) + "\n")
+        write_json(beside / RECORD, make_record(models), indent=1)
         # Last: a directory without config.json is no model for anyone.
         shutil.copy(last / "config.json", beside / "config.json")
         make_portable(beside)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    if output.exists():
-        output.rmdir()
-    os.replace(beside, output)
 
 
 def read_model(model: Path) -> dict[str, StoredTensor]:
@@ -135,7 +126,7 @@ def mean_rows(
     return (total / len(blocks)).to(blocks[0].dtype)
 
 
-def make_record(models: Sequence[Path]) -> dict[str, object]:
+def make_record(models: Sequence[Path]) -> dict[str, Any]:
     """AVERAGE.json: which models went in, told apart by their fingerprints."""
     inputs = [{"directory": model.name, "weights": weights_fingerprint(model)} for model in models]
     return {"mean_of": inputs, "versions": {"ilrec": __version__, "torch": torch.__version__}}
