@@ -15,18 +15,14 @@ neither. Each user, or each of --num_users, is ranked exactly once.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # A script's own folder is first on sys.path. The package lies in the folder above.
@@ -39,23 +35,19 @@ from ilrec.config.sasrec import CANDIDATES
 from ilrec.config.sections import DTYPES, DataConfig, ModelConfig
 from ilrec.errors import InputError
 from ilrec.files.reading import read_yaml
-from ilrec.items.trie import ItemTrie
 from ilrec.model.adapters import add_item_tokens, load_adapter
 from ilrec.model.loading import load_base, load_tokenizer
 from ilrec.model.source import ModelSource, find_model
 from ilrec.processes import joining_ranks, rank, run_entry, world_size
-from ilrec.ranking.beam_search import trie_beam_search
-from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
+from ilrec.ranking.candidates import choose_candidates
+from ilrec.ranking.case_lists import evenly_spread, rank_cases
 from ilrec.ranking.metrics import ranking_metrics, target_ranks_from_lists
 from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, protocol_of, write_ranking
 from ilrec.ranking.score_head import score_in_float32
-from ilrec.samples.collators import PromptCollator
 from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import ITEM_INDEX, item_trie, load_task
 from ilrec.training.recorded_base import check_source
 
-logger = logging.getLogger("ilrec.rank")
-SECONDS_BETWEEN_PROGRESS = 10
 # --flag: its smallest value.
 AT_LEAST = {"num_beams": 1, "batch_size": 1, "num_users": 0}
 
@@ -166,101 +158,6 @@ def load_trained(
     return model
 
 
-def evenly_spread(num_wanted: int, num_users: int) -> slice:
-    """Which users are ranked: num_wanted of them, evenly spread over all; 0: all.
-
-    They are the same for every model, so that two rankings can be compared user by user.
-    """
-    wanted = min(num_wanted, num_users) or num_users
-    step = num_users // wanted
-    return slice(0, wanted * step, step)
-
-
-@torch.inference_mode()
-def rank_users(
-    model: torch.nn.Module,
-    samples: EvaluationSamples,
-    trie: ItemTrie,
-    pad_token_id: int,
-    num_beams: int,
-    batch_size: int,
-    device: torch.device,
-    candidates: str,
-) -> Tensor:
-    """The target's rank for each user of `samples`, in their order: int64 [users], on the CPU.
-
-    The processes share the users, and each returns the ranks of all. candidates: all; or unseen: no
-    item of a user's history takes a beam.
-    """
-    # Histories of similar length share a batch, so that little of it is padding. The longest come
-    # first: if memory is short, the run ends at its start.
-    lengths = np.minimum(samples.histories.lengths, samples.builder.max_history_items)
-    order = np.argsort(-lengths, kind="stable")
-    mine = order[rank() :: world_size()].tolist()
-    loader = DataLoader(
-        Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id)
-    )
-
-    target_ranks: list[Tensor] = []
-    num_done = 0
-    started = reported = time.monotonic()
-    for batch in loader:
-        users = mine[num_done : num_done + batch_size]
-        excluded = [samples.histories[user] for user in users] if candidates == "unseen" else None
-        items_BK, scores_BK = trie_beam_search(
-            model,
-            batch["input_ids"].to(device),
-            batch["attention_mask"].to(device),
-            trie,
-            num_beams,
-            excluded,
-        )
-        items_BK = items_BK.cpu()
-        # An excluded item comes along if it shares a leaf with one that is not excluded.
-        if excluded is not None:
-            items_BK = drop_history_from_lists(items_BK, excluded)
-        target_ranks.append(
-            target_ranks_from_lists(items_BK, scores_BK.cpu(), batch["target_item"])
-        )
-        num_done += len(users)
-        if rank() == 0 and time.monotonic() - reported > SECONDS_BETWEEN_PROGRESS:
-            reported = time.monotonic()
-            logger.info("%s", progress(num_done, len(mine), len(samples), reported - started))
-
-    # With more processes than users, some have none.
-    nothing = torch.empty(0, dtype=torch.int64)
-    return _gather(torch.cat([nothing, *target_ranks]), torch.from_numpy(order))
-
-
-def progress(num_done: int, num_mine: int, num_users: int, seconds: float) -> str:
-    """A line of the log about all users, from this process's share of them.
-
-    The shares of two processes differ by one user at most, so this one stands for all.
-    """
-    share = num_done / num_mine
-    num_ranked = int(share * num_users)
-    seconds_left = seconds / share - seconds
-    return (
-        f"{num_ranked} of {num_users} users, {num_ranked / seconds:.1f} users/s, "
-        f"{seconds_left:.0f} s left"
-    )
-
-
-def _gather(target_ranks: Tensor, order: Tensor) -> Tensor:
-    """The shares of all processes, put back into the order of the users.
-
-    order: users as they were dealt out, one to each process in turn. Each user is in one share.
-    """
-    shares: list = [target_ranks]
-    if world_size() > 1:
-        shares = [None] * world_size()
-        dist.all_gather_object(shares, target_ranks)
-    merged = torch.full((len(order),), -1, dtype=torch.int64)
-    for process, share in enumerate(shares):
-        merged[order[process :: world_size()]] = share
-    return merged
-
-
 def main(argv: list[str]) -> None:
     # Mistakes of the user are found first, before a model is read.
     arguments = parse_arguments(argv)
@@ -286,10 +183,11 @@ def main(argv: list[str]) -> None:
 
     # Every chosen user is ranked once.
     users = evenly_spread(arguments.num_users, len(task.dataset.sequences))
+    cases = task.dataset.evaluation(arguments.split)[users]
     candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
-    target_ranks = rank_users(
+    items_CK, scores_CK = rank_cases(
         model,
-        EvaluationSamples(task.dataset, builder, arguments.split, users),
+        EvaluationSamples(cases, builder),
         item_trie(builder).to(device),
         tokenizer.pad_token_id,
         arguments.num_beams,
@@ -297,6 +195,8 @@ def main(argv: list[str]) -> None:
         device,
         candidates,
     )
+    targets_C = torch.from_numpy(cases.next_items())
+    target_ranks = target_ranks_from_lists(items_CK, scores_CK, targets_C)
     if rank() != 0:
         return
 

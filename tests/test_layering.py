@@ -22,7 +22,7 @@ ALLOWED = {
     "interactions": {"files", "config", "items"},
     "samples": {"files", "config", "items", "interactions"},
     "model": {"files", "config", "ops", "weights"},
-    "ranking": {"files", "items", "ops", "model"},
+    "ranking": {"processes", "files", "items", "ops", "interactions", "samples", "model"},
     "collaborative": {"files", "config", "items", "ranking"},
     "training": {
         "processes",

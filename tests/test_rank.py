@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from ilrec.config.sections import DTYPES
 from ilrec.errors import InputError
-from ilrec.rank import data_config, main, progress
+from ilrec.rank import data_config, main
+from ilrec.ranking.case_lists import progress
 from ilrec.train import train
 
 SFT = ROOT / "ilrec/recipes/sft.yaml"

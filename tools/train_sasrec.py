@@ -95,7 +95,8 @@ def measure(
     score(histories) -> [B, I]. Returns metrics, protocol and ranks, as write_ranking takes them.
     """
     candidates = choose_candidates("auto", dataset.sequences)
-    ranks = target_ranks_by_scores(*dataset.evaluation("test"), score, candidates)
+    cases = dataset.evaluation("test")
+    ranks = target_ranks_by_scores(cases.histories, cases.next_items(), score, candidates)
     protocol = protocol_of(
         "test", len(ranks), candidates, dataset.num_items, method=name, **dataset.numbering()
     )
@@ -110,8 +111,9 @@ def main(argv: list[str]) -> None:
     dataset = read_interactions(arguments.data, arguments.k_core)
     # The best epoch is chosen by the validation items; the test items are used below alone.
     training = dataset.training_sequences()
+    valid = dataset.evaluation("valid")
     model = train_sasrec(
-        training, dataset.num_items, config, dataset.evaluation("valid"), logger.info
+        training, dataset.num_items, config, (valid.histories, valid.next_items()), logger.info
     )
     # Popularity is what every recommender has to beat.
     popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ilrec.errors import InputError
+from ilrec.interactions.cases import Cases
 from ilrec.interactions.ragged import Ragged
 from ilrec.items.numbering import numbering_digest
 
@@ -66,8 +67,8 @@ class InteractionDataset:
         """Each user's items without the last two."""
         return self.sequences.without_last(2)
 
-    def evaluation(self, split: str) -> tuple[Ragged, np.ndarray]:
-        """(histories, int64 targets [users]) of the split "valid" or "test".
+    def evaluation(self, split: str) -> Cases:
+        """The cases of the split "valid" or "test": one for each user, in order.
 
         The target is the second last item for "valid" and the last one for "test"; the history is
         all items before it, so that the history of "test" includes the target of "valid". Raises
@@ -76,9 +77,9 @@ class InteractionDataset:
         if split not in ("valid", "test"):
             raise ValueError(f"split: expected valid or test, got {split!r}")
         held_out = 2 if split == "valid" else 1
-        target_places = self.sequences.ends - held_out
-        targets = self.sequences.values[target_places].astype(np.int64)
-        return self.sequences.without_last(held_out), targets
+        begins = self.sequences.ends - held_out
+        targets = Ragged(self.sequences.values, begins, begins + 1)
+        return Cases(np.arange(self.num_users), self.sequences.without_last(held_out), targets)
 
 
 def assemble(

@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ilrec.errors import InputError
+from ilrec.interactions.cases import Cases
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.samples.builder import SampleBuilder
 
@@ -88,26 +89,17 @@ class TrainingSamples(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """One sample for each user (of `users`), in the order of the dataset's users.
+    """One sample for each case, in order. What it generates is the case's first target, the item
+    that came next."""
 
-    Its target is the user's target of `split`, "valid" or "test".
-    """
-
-    def __init__(
-        self,
-        dataset: InteractionDataset,
-        builder: SampleBuilder,
-        split: str,
-        users: slice = slice(None),
-    ) -> None:
-        histories, targets = dataset.evaluation(split)
-        self.histories = histories[users]
-        self.targets = targets[users]
+    def __init__(self, cases: Cases, builder: SampleBuilder) -> None:
+        self.cases = cases
+        self.next_items = cases.next_items()
         self.builder = builder
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.cases)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.builder.sample(self.histories[index], int(self.targets[index]))
+        sample = self.builder.sample(self.cases.histories[index], int(self.next_items[index]))
         return sample | {"sample_id": index}

@@ -204,7 +204,7 @@ def make_trainer(
 
     validation = None
     if config.training.eval_strategy != "no":
-        validation = EvaluationSamples(task.dataset, builder, "valid")
+        validation = EvaluationSamples(task.dataset.evaluation("valid"), builder)
     trainer = ILRecTrainer(
         model=model,
         args=arguments,

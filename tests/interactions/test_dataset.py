@@ -25,13 +25,16 @@ def test_leave_one_out(tmp_path: Path):
     dataset = read_interactions(tmp_path, 0)
     assert lists(dataset.training_sequences()) == [[0, 1, 2], [5]]
 
-    histories, targets = dataset.evaluation("valid")
-    assert lists(histories) == [[0, 1, 2], [5]]
-    assert targets.tolist() == [3, 6]
+    valid = dataset.evaluation("valid")
+    assert lists(valid.histories) == [[0, 1, 2], [5]]
+    assert lists(valid.targets) == [[3], [6]]
+    assert valid.next_items().tolist() == [3, 6]
 
-    histories, targets = dataset.evaluation("test")
-    assert lists(histories) == [[0, 1, 2, 3], [5, 6]]
-    assert targets.tolist() == [4, 7]
+    test = dataset.evaluation("test")
+    assert lists(test.histories) == [[0, 1, 2, 3], [5, 6]]
+    assert lists(test.targets) == [[4], [7]]
+    assert test.users.tolist() == [0, 1]
+    assert lists(test[1:].histories) == [[5, 6]]
 
     with pytest.raises(ValueError, match="expected valid or test"):
         dataset.evaluation("train")

@@ -29,7 +29,7 @@ def test_training_collator_pads_on_the_right():
 def test_prompt_collator_pads_on_the_left_and_hides_the_response():
     """Ranking gives the model what training put before the response, token for token."""
     builder = make_builder()
-    samples = EvaluationSamples(make_dataset(), builder, "test")
+    samples = EvaluationSamples(make_dataset().evaluation("test"), builder)
     batch = next(iter(DataLoader(samples, batch_size=3, collate_fn=PromptCollator(0))))
 
     prompts = [builder.prompt_ids(history) for history in ([0, 1, 2, 3], [3, 1], [1, 0, 2])]

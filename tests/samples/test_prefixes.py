@@ -38,5 +38,5 @@ def test_nothing_to_train_on():
     ],
 )
 def test_each_user_once_in_evaluation(split: str, expected: list):
-    samples = EvaluationSamples(make_dataset(), make_builder(), split)
+    samples = EvaluationSamples(make_dataset().evaluation(split), make_builder())
     assert histories_and_targets(samples) == expected

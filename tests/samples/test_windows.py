@@ -118,7 +118,7 @@ def test_training_and_evaluation_of_the_tiny_data():
     samples = TrainingWindows(make_dataset(), builder)
     texts = [read(samples[index]["input_ids"]) for index in range(len(samples))]
     assert texts == ['< "a", "bb", "c"', '< "bb", "a"']
-    evaluation = EvaluationSamples(make_dataset(), builder, "valid")
+    evaluation = EvaluationSamples(make_dataset().evaluation("valid"), builder)
     assert read(evaluation[0]["input_ids"]) == '< "a", "bb", "c", "d"'
 
 

@@ -176,8 +176,8 @@ def main(argv: list[str]) -> None:
     dataset = read_interactions(arguments.data, arguments.k_core)
     scorer = make_scorer(arguments, config, dataset)
     candidates = choose_candidates(arguments.candidates, dataset.sequences)
-    histories, targets_U = dataset.evaluation(arguments.split)
-    ranks_U = target_ranks_by_scores(histories, targets_U, scorer, candidates)
+    cases = dataset.evaluation(arguments.split)
+    ranks_U = target_ranks_by_scores(cases.histories, cases.next_items(), scorer, candidates)
     metrics = ranking_metrics(ranks_U, CUTOFFS)
     protocol = protocol_of(
         arguments.split,

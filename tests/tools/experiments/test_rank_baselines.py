@@ -33,7 +33,7 @@ def test_item_knn_is_summed_cosine(data):
     similarity = (counts / norms).T @ (counts / norms)
     # An item is not its own neighbour.
     np.fill_diagonal(similarity, 0)
-    histories, _ = dataset.evaluation("test")
+    histories = dataset.evaluation("test").histories
     scores = item_knn(dataset, ItemKNNConfig(num_neighbours=dataset.num_items))(histories)
     expected = np.stack([similarity[np.asarray(history)].sum(axis=0) for history in histories])
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-5)
@@ -41,7 +41,7 @@ def test_item_knn_is_summed_cosine(data):
 
 def test_popularity_counts_training_items_alone(data):
     dataset = read_interactions(str(data), 5)
-    scores = popularity(dataset)(dataset.evaluation("test")[0])
+    scores = popularity(dataset)(dataset.evaluation("test").histories)
     assert scores.shape == (dataset.num_users, dataset.num_items)
     assert scores[0].sum() == sum(map(len, dataset.training_sequences()))
 

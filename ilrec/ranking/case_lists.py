@@ -1,0 +1,124 @@
+"""The best items of every case, by beam search, with the cases shared among the processes.
+
+Shapes: C cases, K ranked items.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from ilrec.items.trie import ItemTrie
+from ilrec.processes import rank, world_size
+from ilrec.ranking.beam_search import trie_beam_search
+from ilrec.ranking.candidates import drop_history_from_lists
+from ilrec.samples.collators import PromptCollator
+from ilrec.samples.prefixes import EvaluationSamples
+
+logger = logging.getLogger("ilrec.rank")
+SECONDS_BETWEEN_PROGRESS = 10
+
+
+def evenly_spread(num_wanted: int, num_users: int) -> slice:
+    """Which users are ranked: num_wanted of them, evenly spread over all; 0: all.
+
+    They are the same for every model, so that two rankings can be compared user by user.
+    """
+    wanted = min(num_wanted, num_users) or num_users
+    step = num_users // wanted
+    return slice(0, wanted * step, step)
+
+
+@torch.inference_mode()
+def rank_cases(
+    model: torch.nn.Module,
+    samples: EvaluationSamples,
+    trie: ItemTrie,
+    pad_token_id: int,
+    num_beams: int,
+    batch_size: int,
+    device: torch.device,
+    candidates: str,
+) -> tuple[Tensor, Tensor]:
+    """The num_beams best items of each case, best first, on the CPU: items int64 [C, K] and scores
+    float32 [C, K] (log-probabilities). Where there are fewer items, -1 with score -inf.
+
+    The processes share the cases, and each returns the lists of all. candidates: all; or unseen: no
+    item of a case's history is in its list.
+    """
+    # Histories of similar length share a batch, so that little of it is padding. The longest come
+    # first: if memory is short, the run ends at its start.
+    histories = samples.cases.histories
+    lengths = np.minimum(histories.lengths, samples.builder.max_history_items)
+    order = np.argsort(-lengths, kind="stable")
+    mine = order[rank() :: world_size()].tolist()
+    loader = DataLoader(
+        Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id)
+    )
+
+    # With more processes than cases, some have none.
+    items_parts = [torch.empty(0, num_beams, dtype=torch.int64)]
+    scores_parts = [torch.empty(0, num_beams)]
+    num_done = 0
+    started = reported = time.monotonic()
+    for batch in loader:
+        cases = mine[num_done : num_done + batch_size]
+        excluded = [histories[case] for case in cases] if candidates == "unseen" else None
+        items_BK, scores_BK = trie_beam_search(
+            model,
+            batch["input_ids"].to(device),
+            batch["attention_mask"].to(device),
+            trie,
+            num_beams,
+            excluded,
+        )
+        items_BK = items_BK.cpu()
+        # An excluded item comes along if it shares a leaf with one that is not excluded.
+        if excluded is not None:
+            items_BK = drop_history_from_lists(items_BK, excluded)
+        items_parts.append(items_BK)
+        scores_parts.append(scores_BK.cpu())
+        num_done += len(cases)
+        if rank() == 0 and time.monotonic() - reported > SECONDS_BETWEEN_PROGRESS:
+            reported = time.monotonic()
+            logger.info("%s", progress(num_done, len(mine), len(samples), reported - started))
+
+    return (
+        _gather(torch.cat(items_parts), torch.from_numpy(order)),
+        _gather(torch.cat(scores_parts), torch.from_numpy(order)),
+    )
+
+
+def progress(num_done: int, num_mine: int, num_users: int, seconds: float) -> str:
+    """A line of the log about all users, from this process's share of them.
+
+    The shares of two processes differ by one user at most, so this one stands for all.
+    """
+    share = num_done / num_mine
+    num_ranked = int(share * num_users)
+    seconds_left = seconds / share - seconds
+    return (
+        f"{num_ranked} of {num_users} users, {num_ranked / seconds:.1f} users/s, "
+        f"{seconds_left:.0f} s left"
+    )
+
+
+def _gather(rows: Tensor, order: Tensor) -> Tensor:
+    """The shares of all processes, put back into the order of the cases: [C, K].
+
+    order: cases as they were dealt out, one to each process in turn. Each case is in one share.
+    """
+    shares: list = [rows]
+    if world_size() > 1:
+        shares = [None] * world_size()
+        dist.all_gather_object(shares, rows)
+    merged = rows.new_empty(len(order), rows.shape[1])
+    for process, share in enumerate(shares):
+        merged[order[process :: world_size()]] = share
+    return merged
