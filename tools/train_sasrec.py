@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ilrec.collaborative.cross_fitting import fold_directory, train_folds
 from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec_training import train_sasrec
 from ilrec.config.command_line import ArgumentParser
@@ -111,10 +112,10 @@ def main(argv: list[str]) -> None:
     dataset = read_interactions(arguments.data, arguments.k_core)
     # The best epoch is chosen by the validation items; the test items are used below alone.
     training = dataset.training_sequences()
-    valid = dataset.evaluation("valid")
-    model = train_sasrec(
-        training, dataset.num_items, config, (valid.histories, valid.next_items()), logger.info
-    )
+    cases = dataset.evaluation("valid")
+    valid = cases.histories, cases.next_items()
+    model = train_sasrec(training, dataset.num_items, config, valid, logger.info)
+    folds = train_folds(training, dataset.num_items, config, valid, logger.info)
     # Popularity is what every recommender has to beat.
     popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items))
     popularity = measure(
@@ -124,6 +125,8 @@ def main(argv: list[str]) -> None:
 
     # The table is printed even if the files cannot be written: training took long.
     try:
+        for fold, of_fold in enumerate(folds):
+            of_fold.save(fold_directory(arguments.output, fold), dataset.item_ids)
         model.save(arguments.output, dataset.item_ids)
         embeddings_ID = model.item_embeddings().detach().cpu().numpy()
         write_embeddings(arguments.output / "item_embeddings.npy", embeddings_ID, dataset.item_ids)

@@ -45,6 +45,12 @@ class SASRecConfig(Section):
     patience: int = setting(
         10, "stop after this many epochs without a better validation NDCG@10", at_least=1
     )
+    num_folds: int = setting(
+        0,
+        "0: one filter, trained on all users; N, 2 or more: also one for each of N folds of users, "
+        "trained on the other users; it gives the rewards of its fold, and has not seen them",
+        at_least=0,
+    )
     seed: int = setting(0, "random seed", at_least=0)
 
     def __post_init__(self) -> None:
@@ -55,3 +61,5 @@ class SASRecConfig(Section):
             self.hidden_size,
             "a multiple of num_heads",
         )
+        # The filter of a single fold would be trained on nobody.
+        require(self.num_folds != 1, "num_folds", self.num_folds, "0, or 2 and more")

@@ -54,7 +54,7 @@ class TrainingSamples(Dataset):
         # The user's last sample has the last item as its target, and so on backwards.
         place = len(sequence) - int(self.ends[user] - index)
         sample = self.builder.sample(sequence[:place], int(sequence[place]))
-        return sample | {"sample_id": index}
+        return sample | {"sample_id": index, "user": user}
 
     def num_tokens(self) -> np.ndarray:
         """int32 [S]: the length of each sample in tokens, without rendering any."""
@@ -102,4 +102,4 @@ class EvaluationSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.builder.sample(self.cases.histories[index], int(self.next_items[index]))
-        return sample | {"sample_id": index}
+        return sample | {"sample_id": index, "user": int(self.cases.users[index])}

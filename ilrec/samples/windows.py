@@ -57,7 +57,7 @@ class TrainingWindows(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         user, begin, first, end = self.windows_W4[index].tolist()
         sample = self.builder.window(self.sequences[user], begin, first, end)
-        return sample | {"sample_id": index}
+        return sample | {"sample_id": index, "user": user}
 
     def num_tokens(self) -> np.ndarray:
         """int32 [W]: the length of each window in tokens, without rendering any."""

@@ -130,6 +130,8 @@ def contents(config: TrainConfig) -> dict[str, Any]:
     if config.objective.reward_weight:
         directory = Path(config.objective.sasrec)
         files = _present(directory, (sasrec.CONFIG, sasrec.WEIGHTS))
+        # Those of its folds, if it has any.
+        files += sorted(directory.glob(f"fold-*/{sasrec.WEIGHTS}"))
         found["sasrec"] = _named(directory, fingerprint_of(files))
 
     # A model from scratch follows from `init` and `seed`, which are settings.

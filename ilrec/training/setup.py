@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 
 from ilrec.collaborative.collator import ContinuationCollator
-from ilrec.collaborative.sasrec import SASRec
+from ilrec.collaborative.cross_fitting import RewardFilter
 from ilrec.config.sections import ModelConfig, TrainConfig
 from ilrec.errors import InputError
 from ilrec.model.adapters import add_adapter, add_item_tokens, load_adapter
@@ -234,10 +234,12 @@ def _continuations(
     """
     if not config.objective.vocabulary_objective().needs_continuations:
         return lambda collate: collate
-    sasrec = None
+    reward_filter = None
     if config.objective.reward_weight:
-        sasrec = SASRec.load(config.objective.sasrec, task.dataset.item_ids)
-    return functools.partial(ContinuationCollator, sasrec=sasrec, trie=item_trie(builder))
+        reward_filter = RewardFilter.load(config.objective.sasrec, task.dataset.item_ids)
+    return functools.partial(
+        ContinuationCollator, reward_filter=reward_filter, trie=item_trie(builder)
+    )
 
 
 def _budget_sampler(

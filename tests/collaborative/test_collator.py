@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ilrec.collaborative.collator import ContinuationCollator
+from ilrec.collaborative.cross_fitting import RewardFilter
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.sasrec import SASRecConfig
 from ilrec.items.trie import ItemTrie
@@ -21,7 +22,8 @@ def sasrec() -> SASRec:
 
 
 def collator(sasrec: SASRec | None) -> ContinuationCollator:
-    return ContinuationCollator(TrainingCollator(pad_token_id=0), sasrec, TRIE)
+    reward_filter = RewardFilter([sasrec]) if sasrec else None
+    return ContinuationCollator(TrainingCollator(pad_token_id=0), reward_filter, TRIE)
 
 
 def sample(input_ids: list[int], num_prompt: int, items: list[int], num_targets: int = 1) -> dict:
@@ -32,6 +34,7 @@ def sample(input_ids: list[int], num_prompt: int, items: list[int], num_targets:
         "labels": labels,
         "items": items,
         "num_targets": num_targets,
+        "user": 0,
     }
 
 
