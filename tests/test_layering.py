@@ -40,7 +40,7 @@ ALLOWED = {
 }
 # Experiments run the whole house, so they may import everything that is no entry.
 ALLOWED["experiments"] = {*ALLOWED}
-ENTRIES = {"", "train", "rank", "commands"}
+ENTRIES = {"", "train", "rank", "commands", "cli", "__main__"}
 # {package: the modules that may import it}
 ONLY_IN = {
     "deepspeed": {"training.zero3", "training.ds_config"},
@@ -110,7 +110,7 @@ def test_nothing_imports_the_entries():
     for path in FILES:
         for name in imports(path.read_text()):
             assert name not in ("ilrec.train", "ilrec.rank"), path
-            assert not name.startswith("ilrec.commands"), path
+            assert not name.startswith("ilrec.commands"), path  # ilrec/cli.py knows them by name
     for path in (ROOT / "tools").rglob("*.py"):
         assert not imports(path.read_text()) & {"ilrec.train", "ilrec.rank"}, path
 

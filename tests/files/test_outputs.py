@@ -13,6 +13,7 @@ import pytest
 import tools_path  # noqa: F401  (puts tools/ on the path)
 from conftest import ROOT
 
+from ilrec.cli import COMMANDS
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory, check_file, check_new, whole_file
 from ilrec.processes import BAD_INPUT, run_entry
@@ -31,6 +32,7 @@ PROGRAMS = {  # module: (function, kind of output, words)
         "directory",
         ["--num_rejected", "1", "--dpo_beta", "1", *TRAINING],
     ),
+    "ilrec.commands.init": ("main", "directory", ["OUTPUT"]),
     "ilrec.commands.sasrec": ("main", "directory", ["--data", NOWHERE, "--output", "OUTPUT"]),
     "ilrec.experiments.rank_baselines": (
         "main",
@@ -111,16 +113,14 @@ def test_every_program_tries_its_output_first(program, where, tmp_path, monkeypa
 
 
 def test_no_program_is_forgotten():
-    """A program is a file in tools/, ilrec/ or below that starts itself, or the module of the
-    package that it starts."""
-    programs = set()
+    """Programs are the commands of `ilrec`, and the files in tools/, ilrec/ or below that start
+    themselves. A script that starts a module of the package counts as that module."""
+    programs = {command.main.partition(":")[0].split(".")[-1] for command in COMMANDS.values()}
     for folder in ("tools", "ilrec"):
         for path in (ROOT / folder).rglob("*.py"):
             source = path.read_text()
-            if 'if __name__ == "__main__":' in source:
-                started = re.search(
-                    r"^from ilrec\.(?:commands|experiments)\.(\w+) import", source, re.M
-                )
+            if 'if __name__ == "__main__":' in source and path.stem != "__main__":
+                started = re.search(r"^from ilrec\.\w+\.(\w+) import main$", source, re.M)
                 programs.add(started[1] if started else path.stem)
     assert programs == {name.split(".")[-1] for name in PROGRAMS}
 
