@@ -1,11 +1,12 @@
 """Prepare raw interactions: one directory, which training and ranking memory-map. docs/data.md
 describes it.
 
-    python tools/prepare_data.py --preset amazon_2023 --interactions Office.jsonl.gz \\
+    ilrec prepare --preset amazon_2023 --interactions Office.jsonl.gz \\
         --items meta_Office.jsonl.gz --output data/office
-    python tools/prepare_data.py --interactions a.csv b.csv --user_column user \\
-        --item_column item --time_column ts --output data/mine
-    python tools/prepare_data.py --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
+    ilrec prepare --interactions a.csv b.csv --user_column user --item_column item \\
+        --time_column ts --output data/mine
+    ilrec prepare --dataset HUB_NAME_OR_DIR --preset amazon_2023 --output data/office
+    ilrec prepare --interactions LCREC_OR_RECBOLE_DIR --output data/theirs
 
 Files are JSON lines, CSV, TSV (each also .gz) or Parquet; their names say which. In TSV files a
 quote is a character like any other, unless --quoted_tsv is given. They are read line by line: in
@@ -32,6 +33,7 @@ from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_new
 from ilrec.interactions.dataset import MIN_ITEMS_PER_USER, InteractionDataset
+from ilrec.interactions.dataset_sources import DatasetSource
 from ilrec.interactions.findings import Findings
 from ilrec.interactions.importers import PRESETS, Columns, read_files, read_titles
 from ilrec.interactions.preparation import (
@@ -49,12 +51,26 @@ logger = logging.getLogger("ilrec.prepare")
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--interactions",
-        required=True,
         nargs="+",
         type=Path,
         help="files, or one LC-Rec or RecBole directory",
+    )
+    source.add_argument(
+        "--dataset",
+        metavar="NAME_OR_DIR",
+        help="what the library datasets reads: a name on the hub, a directory of Parquet, CSV or "
+        "JSON files, or one that save_to_disk wrote",
+    )
+    parser.add_argument(
+        "--dataset_config", default=DatasetSource.config, help="of --dataset (default: its own)"
+    )
+    parser.add_argument(
+        "--dataset_split",
+        default=DatasetSource.split,
+        help=f"of --dataset (default {DatasetSource.split})",
     )
     parser.add_argument("--items", type=Path, help="file with the items' titles")
     parser.add_argument(
@@ -142,7 +158,7 @@ def named_columns(arguments: argparse.Namespace) -> Columns:
 def check_paths(arguments: argparse.Namespace) -> None:
     """Raises InputError for a mistake that would otherwise be found after an hour of reading."""
     check_new(arguments.output)
-    paths = list(arguments.interactions)
+    paths = list(arguments.interactions or [])
     if arguments.items:
         paths.append(arguments.items)
     for path in paths:
@@ -170,7 +186,12 @@ def import_files(
     columns = named_columns(arguments)
     filters = named_filters(arguments)
     quoted = bool(arguments.quoted_tsv)
-    raw = read_files(arguments.interactions, columns, findings, arguments.min_rating, quoted)
+    sources = arguments.interactions
+    if arguments.dataset:
+        sources = [
+            DatasetSource(arguments.dataset, arguments.dataset_config, arguments.dataset_split)
+        ]
+    raw = read_files(sources, columns, findings, arguments.min_rating, quoted)
     logger.info(
         "%s interactions of %s users with %s items read",
         f"{len(raw.users):,}",
@@ -223,7 +244,7 @@ def main(argv: list[str]) -> None:
     about: dict[str, Any] = {"command": [Path(sys.argv[0]).name, *argv]}
     removed: dict[str, int] = {}
     indices: list[Path] = []
-    if arguments.interactions[0].is_dir():
+    if arguments.interactions and arguments.interactions[0].is_dir():
         dataset = import_directory(arguments)
         indices = sorted(arguments.interactions[0].glob("*.index.json"))
     else:

@@ -18,7 +18,7 @@ SECONDS_TO_END = 30
 
 
 def run_command(command: list[str], log: Path) -> int:
-    """Run it from the project's root; the exit status. Output and errors are added to `log`.
+    """Run it in ROOT; the exit status. Output and errors are added to `log`.
 
     If this process is interrupted, the command and all that it started end first.
     """

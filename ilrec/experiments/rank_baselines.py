@@ -38,6 +38,7 @@ from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
 from ilrec.interactions.reading import read_interactions
+from ilrec.processes import run_entry
 from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics
 from ilrec.ranking.results import (
@@ -189,3 +190,7 @@ def main(argv: list[str]) -> None:
     finally:
         # The figures are printed even if they could not be written.
         print(format_table({arguments.method: metrics}, tuple(metrics)), flush=True)
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -116,7 +116,7 @@ def markdown(
 def how_it_was_made(runs: Sequence[Result], argv: Sequence[str]) -> str:
     """The command, commits, machines and time: what a reader needs to repeat it."""
     # Results may come from several commits and machines, which are all named.
-    command = f"python tools/experiments/run_experiment.py {shlex.join(map(shown, argv))}"
+    command = f"ilrec experiment {shlex.join(map(shown, argv))}"
     commits = sorted(set().union(*(run.commits for run in runs)))
     machines = sorted(set().union(*(run.machines for run in runs)))
     hours = sum(run.wall_seconds for run in runs) / 3600

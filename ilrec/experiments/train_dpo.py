@@ -27,6 +27,7 @@ from ilrec.config.loading import load_config, parse_overrides
 from ilrec.files.outputs import check_directory
 from ilrec.model.dpo import response_logps, sdpo_loss
 from ilrec.model.loading import load_tokenizer
+from ilrec.processes import run_entry
 from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.collators import TrainingCollator
 from ilrec.samples.prefixes import TrainingSamples
@@ -160,3 +161,7 @@ def main(argv: list[str]) -> None:
     )
     trainer.train()
     save_final(trainer, config, task, {"identity": identity, "base": base_facts(source)})
+
+
+if __name__ == "__main__":
+    run_entry(main)
