@@ -1,10 +1,10 @@
 """Average the weights of several models, such as the last checkpoints of a run.
 
-    python tools/average_checkpoints.py --models runs/sft/checkpoint-1500 runs/sft/final \\
+    ilrec average --models runs/sft/checkpoint-1500 runs/sft/final \\
         --output runs/sft-average
     python ilrec/rank.py --model runs/sft-average --data DIR --split valid
 
-Full models only; merge adapters first (tools/merge_lora.py). Memory does not grow with the models.
+Full models only; merge adapters first (`ilrec merge`). Memory does not grow with the models.
 """
 
 from __future__ import annotations

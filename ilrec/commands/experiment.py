@@ -2,16 +2,16 @@
 table of them all.
 
     # Settings are chosen on the validation split; then the test split is reported.
-    python tools/experiments/run_experiment.py docs/experiments/instruments.yaml --data DIR \\
+    ilrec experiment docs/experiments/instruments.yaml --data DIR \\
         --split valid
-    python tools/experiments/run_experiment.py docs/experiments/instruments.yaml --data DIR \\
+    ilrec experiment docs/experiments/instruments.yaml --data DIR \\
         --report docs/experiments
     # The next runs that fit into this time.
-    python tools/experiments/run_experiment.py GRID.yaml --data DIR --budget 100m
+    ilrec experiment GRID.yaml --data DIR --budget 100m
     # What is done.
-    python tools/experiments/run_experiment.py GRID.yaml --data DIR --list
+    ilrec experiment GRID.yaml --data DIR --list
     # The table again, from the results alone.
-    python tools/experiments/run_experiment.py GRID.yaml --table
+    ilrec experiment GRID.yaml --table
 
 What is kept of each (row, seed) lies beside the grid, in results/GRID/, small enough to be
 committed. A result that is there is not made again, whatever machine made it. Logs and weights lie

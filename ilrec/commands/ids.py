@@ -1,10 +1,10 @@
 """Build semantic IDs: residual k-means over item embeddings, no two items with the same code.
 
-    python tools/build_semantic_ids.py --data DIR \\
+    ilrec ids --data DIR \\
         --embeddings runs/sasrec/item_embeddings.npy --output DIR/ids.index.json
 
 --embeddings: an array [items, dims] NAME.npy, made by any model, and beside it NAME.ids.json, a
-JSON list with the item id of each row. The rows may be in any order. tools/train_sasrec.py writes
+JSON list with the item id of each row. The rows may be in any order. `ilrec sasrec` writes
 both files.
 """
 
@@ -27,7 +27,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         required=True,
-        help="data directory: prepared by tools/prepare_data.py, LC-Rec JSON or RecBole files",
+        help="data directory: prepared by `ilrec prepare`, LC-Rec JSON or RecBole files",
     )
     parser.add_argument(
         "--embeddings", required=True, type=Path, help="NAME.npy, with NAME.ids.json beside it"

@@ -1,8 +1,8 @@
 """Merge a LoRA adapter into its base: a plain Hugging Face model directory that ranks as the
 adapter does.
 
-    python tools/merge_lora.py --adapter runs/stage2/final --output merged [--verify]
-    python tools/merge_lora.py --inspect runs/stage2
+    ilrec merge --adapter runs/stage2/final --output merged [--verify]
+    ilrec merge --inspect runs/stage2
 
 --adapter may be final/, any checkpoint-N, even of a run that is still training or was killed, or an
 adapter written by peft. Memory does not grow with the model. W + scaling B A is computed in float32

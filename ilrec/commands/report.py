@@ -1,7 +1,7 @@
 """The table and the picture of a set of runs: metrics of each model, loss terms and hard negatives
 over the steps.
 
-    python tools/report.py --rank NAME=ranking.json ... --run NAME=RUN_DIR ... --output report.png
+    ilrec report --rank NAME=ranking.json ... --run NAME=RUN_DIR ... --output report.png
 """
 
 from __future__ import annotations

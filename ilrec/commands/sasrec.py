@@ -1,7 +1,7 @@
 """Train SASRec, the light collaborative filter, and measure it and popularity on the full
 catalogue.
 
-    python tools/train_sasrec.py --data DIR --output runs/sasrec \\
+    ilrec sasrec --data DIR --output runs/sasrec \\
         [--config FILE.yaml] [--hidden_size 128 ...]
 
 Any field of SASRecConfig (ilrec/config/sections.py) may be given as --field value. The output
@@ -46,7 +46,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--data",
         required=True,
-        help="data directory: prepared by tools/prepare_data.py, LC-Rec JSON or RecBole files",
+        help="data directory: prepared by `ilrec prepare`, LC-Rec JSON or RecBole files",
     )
     parser.add_argument(
         "--output",

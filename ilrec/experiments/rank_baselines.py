@@ -112,7 +112,7 @@ def popularity(dataset: InteractionDataset) -> Scorer:
 
 
 def sasrec(dataset: InteractionDataset, directory: str) -> Scorer:
-    """What tools/train_sasrec.py trained on the same items."""
+    """What `ilrec sasrec` trained on the same items."""
     return SASRec.load(directory, dataset.item_ids).item_probabilities
 
 
@@ -141,7 +141,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
     parser.add_argument(
         "--sasrec",
         default="",
-        help="directory that tools/train_sasrec.py wrote, for --method sasrec",
+        help="directory that `ilrec sasrec` wrote, for --method sasrec",
     )
     parser.add_number(
         "--k_core",

@@ -71,7 +71,7 @@ class Results:
         content = read_json(path) if path.exists() else {}
         if content and not {"made_of", "training", "rankings"} <= content.keys():
             raise InputError(
-                f"{path}: expected a result that tools/experiments/run_experiment.py wrote; "
+                f"{path}: expected a result that `ilrec experiment` wrote; "
                 "restore it, or remove it to run again"
             )
         return content

@@ -1,4 +1,4 @@
-"""tools/build_semantic_ids.py: codes belong to items, in whatever order their embeddings come."""
+"""`ilrec ids`: codes belong to items, in whatever order their embeddings come."""
 
 from __future__ import annotations
 

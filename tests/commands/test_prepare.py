@@ -1,4 +1,4 @@
-"""tools/prepare_data.py: from raw files to a directory that is trained on, and what it refuses."""
+"""`ilrec prepare`: from raw files to a directory that is trained on, and what it refuses."""
 
 from __future__ import annotations
 

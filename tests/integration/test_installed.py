@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -124,21 +125,47 @@ def test_the_command_answers_without_heavy_imports(installed):
     assert message == "error: ilrec: unknown command 'trian'; did you mean 'train'?\n"
 
 
-def test_from_a_csv_file_to_a_ranking(installed):
-    """The commands of a user: one process, then a job of two ranks under (pretended) SLURM."""
-    write_clicks(installed.directory / "clicks.csv")
-    installed("ilrec", "init", ".")
-    assert "recipes: exists already" in installed("ilrec", "init", ".", fails=True)
-    names = [word for name in ("user", "item", "time") for word in (f"--{name}_column", name)]
-    installed("ilrec", "prepare", "--interactions", "clicks.csv", *names, "--output", "data")
-    installed("ilrec", "sasrec", "--data", "data", "--output", "sasrec", "--num_epochs", 2)
-    embeddings = ["--embeddings", "sasrec/item_embeddings.npy", "--codebook_size", 4]
-    installed("ilrec", "ids", "--data", "data", *embeddings, "--output", "data/a.index.json")
+def readme_commands() -> list[str]:
+    """The README's way with the installed command, without the installation."""
+    [block] = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = re.sub(r"\\\n\s*", "", block).splitlines()
+    commands = [line.partition("#")[0].strip() for line in lines]
+    assert commands[0].startswith("pip install")
+    return commands[1:]
 
-    recipe = ["--config", "recipes/quickstart.yaml", "--max_steps", 2]
-    installed("ilrec", "train", *recipe, "--data", "data", "--output_dir", "runs/sft")
+
+@pytest.fixture(scope="module")
+def printed(installed, base) -> list[str]:
+    """What the README's commands print, given as they are written, with less training and a tiny
+    MODEL."""
+    write_clicks(installed.directory / "clicks.csv")
+    short = {
+        "sasrec": "--num_epochs 2",
+        "ids": "--codebook_size 4",
+        "train": "--max_steps 2",
+        "rank": "--num_beams 5",
+    }
+    found = []
+    for command in readme_commands():
+        words = command.replace("MODEL", str(base)).split()
+        found.append(installed(*words, *short.get(words[1], "").split()))
+    return found
+
+
+def test_from_a_csv_file_to_a_ranking(installed, printed):
+    assert "Hit@5" in printed[-1]
+    ranking = json.loads((installed.directory / "runs/merged/ranking.json").read_text())
+    assert ranking["protocol"]["num_users"] == 40
+    assert "recipes: exists already" in installed("ilrec", "init", ".", fails=True)
+
+
+@pytest.mark.usefixtures("printed")
+def test_the_job_templates_work_where_init_put_them(installed, base):
+    """Two ranks, each the installed program, started by a job script with DeepSpeed, in the
+    directory and on the data of the README's commands."""
     job = {
-        "MODEL": "runs/sft/final",
+        "MODEL": str(base),
+        "DATA": "data",
         "DS_CONFIG": "ds_configs/zero3_cpu.json",
         "RANKS_PER_NODE": "2",
         # The port of the ranks is made from it.
@@ -147,11 +174,7 @@ def test_from_a_csv_file_to_a_ranking(installed):
         "SLURM_JOB_NUM_NODES": "1",
     }
     installed("bash", "slurm/stage1.sh", "--max_steps", 2, "--num_readout_layers", 2, **job)
-    environment = json.loads((installed.directory / "runs/stage1/environment.json").read_text())
+    run = installed.directory / "runs/stage1"
+    environment = json.loads((run / "environment.json").read_text())
     assert environment["world_size"] == 2 and environment["commit"] is None
-
-    installed("ilrec", "merge", "--adapter", "runs/stage1/final", "--output", "merged")
-    printed = installed("ilrec", "rank", "--model", "merged", "--data", "data", "--num_beams", 5)
-    assert "Hit@5" in printed
-    ranking = json.loads((installed.directory / "merged/ranking.json").read_text())
-    assert ranking["protocol"]["num_users"] == 40
+    assert (run / "final/adapter_model.safetensors").exists()

@@ -68,7 +68,7 @@ def test_ratings_filter_as_those_of_files(tmp_path):
     words = ["--dataset", str(tmp_path / "source"), "--rating_column", "rating", "--min_rating"]
     data = prepared(tmp_path / "out", *words, "3")
     assert data.sequences.lengths.tolist() == [5] * 12
-    about = json.loads((tmp_path / "out/dataset.json").read_text())
+    about = json.loads((tmp_path / "out/dataset.json").read_text())["about"]
     assert about["statistics"]["removed by below min_rating"] == 36
 
 
