@@ -191,8 +191,8 @@ class Plan:
         # A language model is ranked by beam search, a baseline by its scores.
         if row.recipe and trained:
             command = [*self.grid.launcher, from_root("ilrec/rank.py")]
-            command += ["--model", str(trained.product)]
-            command += ["--data", self.grid.data, "--num_beams", str(self.grid.num_beams)]
+            command += ["--model", str(trained.product), "--data", self.grid.data]
+            command += ["--num_beams", str(self.grid.num_beams)]
         else:
             command = ["python", "-m", "ilrec.experiments.rank_baselines"]
             command += ["--method", row.baseline, *self.data_words()]
