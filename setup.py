@@ -1,15 +1,47 @@
 """Installs ilrec. Ranges that people can live with; the exact versions of CI are in
 constraints.txt."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+# The version stands in the package alone. Importing it here would need no more than Python today,
+# but a build must not depend on that.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "ilrec/__init__.py").read_text(), re.M)[1]
 
 setup(
     name="ilrec",
-    version="0.1.0",
+    version=VERSION,
     description="Train an LLM recommender with self-hard negatives from its own layers "
     "(arXiv 2602.17410)",
-    packages=find_packages(include=["ilrec", "ilrec.*"]),
-    package_data={"ilrec": ["recipes/*.yaml"]},
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    # At the top of a checkout, where people type their paths; inside the package in a wheel, from
+    # where `ilrec init` copies them.
+    packages=[*find_packages(include=["ilrec", "ilrec.*"]), "ilrec.ds_configs", "ilrec.slurm"],
+    package_dir={"ilrec.ds_configs": "ds_configs", "ilrec.slurm": "slurm"},
+    package_data={
+        "ilrec": ["py.typed", "recipes/*.yaml"],
+        "ilrec.ds_configs": ["*.json"],
+        "ilrec.slurm": ["*.sh"],
+    },
+    entry_points={"console_scripts": ["ilrec = ilrec.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.8",
@@ -41,7 +73,7 @@ setup(
         "experiments": [
             "implicit>=0.7",
             "scipy>=1.11",
-        ],  # item-kNN of tools/experiments/rank_baselines.py
+        ],  # item-kNN of `ilrec experiment`
         "test": [
             "pytest>=8",
             "pytest-xdist>=3",

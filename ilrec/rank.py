@@ -1,7 +1,7 @@
 """Rank the full catalogue for every user: Hit@K and NDCG@K by trie-constrained beam search.
 
     # one process
-    python ilrec/rank.py --model runs/stage2/final --data DIR --split test --num_beams 20
+    ilrec rank --model runs/stage2/final --data DIR --split test --num_beams 20
 
     # two ranks, which share the users; torchrun starts it, too
     deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR
@@ -111,7 +111,7 @@ def data_config(model_directory: str, data: str | None) -> DataConfig:
     if not path.exists():
         raise InputError(
             f"{model_directory}: no ilrec.yaml in it, so how it renders users and items is "
-            "unknown; give the final/ of a run, or what tools/merge_lora.py wrote"
+            "unknown; give the final/ of a run, or what `ilrec merge` wrote"
         )
     known = DataConfig.__dataclass_fields__
     fields = {name: (value, str(path)) for name, value in read_yaml(path).items() if name in known}

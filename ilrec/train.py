@@ -2,7 +2,7 @@
 from.
 
     # one process, without DeepSpeed
-    python ilrec/train.py --config ilrec/recipes/sft.yaml --model MODEL --data DIR
+    ilrec train --config ilrec/recipes/sft.yaml --model MODEL --data DIR
 
     # two ranks, ZeRO-3
     deepspeed --num_gpus 2 ilrec/train.py --ds_config ds_configs/zero3_cpu.json \\

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the job scripts: `launch SCRIPT WORDS...` runs a script of the project once on every
-# GPU of the job.
+# Sourced by the job scripts: `launch -m MODULE WORDS...` runs a program once on every GPU of the
+# job. Named as a module, it is found in a checkout and in an installed package alike.
 #
 # srun starts one torchrun on each node. The deepspeed launcher is not used: it reaches other nodes
 # by ssh or pdsh, past SLURM, which then can neither clean up nor count what runs there; and it

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Ranks the full catalogue for every test user with the result of stage 2. From the project's root:
+# Ranks the full catalogue for every test user with the result of stage 2. From the project's root,
+# or from a directory that `ilrec init` made:
 #   sbatch slurm/rank.sh
 # Further words are options of ilrec/rank.py: sbatch slurm/rank.sh --split valid
 #SBATCH --job-name=ilrec-rank
@@ -13,7 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.log
 set -euo pipefail
-[ -f slurm/launch.sh ] || { echo "error: $PWD is not the project's root: submit from there, or with --chdir=ROOT" >&2; exit 2; }
+[ -f slurm/launch.sh ] || { echo "error: $PWD has no slurm/launch.sh: submit from the project's root or the directory of ilrec init, or with --chdir=IT" >&2; exit 2; }
 source slurm/launch.sh
 
-launch ilrec/rank.py --model "$RUNS/stage2/final" --data "$DATA" "$@"
+launch -m ilrec.rank --model "$RUNS/stage2/final" --data "$DATA" "$@"

@@ -13,6 +13,8 @@ DATA=${DATA:-data}
 # On storage that all nodes share. The stages write RUNS/stage1 and RUNS/stage2.
 RUNS=${RUNS:-runs}
 DS_CONFIG=${DS_CONFIG:-ds_configs/zero3_bf16.json}
+# A checkout has the recipes in its package, and `ilrec init` copies them out.
+RECIPES=${RECIPES:-$(if [ -d ilrec/recipes ]; then echo ilrec/recipes; else echo recipes; fi)}
 # One process for each GPU.
 RANKS_PER_NODE=${RANKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Stage 1 on all GPUs of one node or of several. slurm/site.sh names the model and the data. From
-# the project's root:
+# the project's root, or from a directory that `ilrec init` made:
 #   sbatch --nodes=4 slurm/stage1.sh
 # Further words are fields of the recipe: sbatch slurm/stage1.sh --learning_rate 5e-5
 #SBATCH --job-name=ilrec-stage1
@@ -14,8 +14,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.log
 set -euo pipefail
-[ -f slurm/launch.sh ] || { echo "error: $PWD is not the project's root: submit from there, or with --chdir=ROOT" >&2; exit 2; }
+[ -f slurm/launch.sh ] || { echo "error: $PWD has no slurm/launch.sh: submit from the project's root or the directory of ilrec init, or with --chdir=IT" >&2; exit 2; }
 source slurm/launch.sh
 
-launch ilrec/train.py --ds_config "$DS_CONFIG" --config ilrec/recipes/stage1.yaml \
+launch -m ilrec.train --ds_config "$DS_CONFIG" --config "$RECIPES/stage1.yaml" \
     --model "$MODEL" --data "$DATA" --output_dir "$RUNS/stage1" "$@"

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Stage 2, which starts from RUNS/stage1/final, on one node or several. From the project's root:
+# Stage 2, which starts from RUNS/stage1/final, on one node or several. From the project's root, or
+# from a directory that `ilrec init` made:
 #   sbatch --nodes=4 slurm/stage2.sh
 # Further words are fields of the recipe: sbatch slurm/stage2.sh --distillation_weight 0.2
 #SBATCH --job-name=ilrec-stage2
@@ -13,8 +14,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.log
 set -euo pipefail
-[ -f slurm/launch.sh ] || { echo "error: $PWD is not the project's root: submit from there, or with --chdir=ROOT" >&2; exit 2; }
+[ -f slurm/launch.sh ] || { echo "error: $PWD has no slurm/launch.sh: submit from the project's root or the directory of ilrec init, or with --chdir=IT" >&2; exit 2; }
 source slurm/launch.sh
 
-launch ilrec/train.py --ds_config "$DS_CONFIG" --config ilrec/recipes/stage2.yaml \
+launch -m ilrec.train --ds_config "$DS_CONFIG" --config "$RECIPES/stage2.yaml" \
     --model "$RUNS/stage1/final" --data "$DATA" --output_dir "$RUNS/stage2" "$@"

@@ -40,7 +40,7 @@ def third_party(path: Path) -> set[str]:
 
 TOOLS = sorted((ROOT / "tools").rglob("*.py"))
 SOURCES = [*sorted((ROOT / "ilrec").rglob("*.py")), *TOOLS]
-# The scripts in tools/ import each other by name.
+# The benchmarks import each other by name.
 OWN = {"ilrec", *(tool.stem for tool in TOOLS)}
 
 

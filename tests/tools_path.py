@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-sys.path[:0] = [str(TOOLS), str(TOOLS / "benchmarks"), str(TOOLS / "experiments")]
+sys.path[:0] = [str(TOOLS), str(TOOLS / "benchmarks")]

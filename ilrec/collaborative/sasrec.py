@@ -183,7 +183,7 @@ class SASRec(nn.Module):
         if missing:
             raise InputError(
                 f"{directory}: not a complete SASRec: {' and '.join(missing)} missing; expected a "
-                "directory written by tools/train_sasrec.py"
+                "directory written by `ilrec sasrec`"
             )
         settings = read_json(directory / CONFIG)
         if not isinstance(settings, dict):
@@ -200,7 +200,7 @@ class SASRec(nn.Module):
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"{directory}: {CONFIG} and {WEIGHTS} do not fit together ({reason}); expected "
-                "both from one run of tools/train_sasrec.py: run it again"
+                "both from one run of `ilrec sasrec`: run it again"
             ) from None
         return model.eval()
 
@@ -220,9 +220,7 @@ def _require_same_items(
             f"was trained on {num_items} items, as many as the data has, "
             "but not the same in the same order"
         )
-    raise InputError(
-        f"{directory}: this SASRec {fault}; train it on this data with tools/train_sasrec.py"
-    )
+    raise InputError(f"{directory}: this SASRec {fault}; train it on this data with `ilrec sasrec`")
 
 
 def row_item_pairs(items: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
 """Training of SASRec: cross-entropy over the full catalogue at every position; the epoch with the
-best validation counts. The command line is tools/train_sasrec.py.
+best validation counts. The command line is `ilrec sasrec`.
 
 Shapes: B batch, T positions, W windows, D hidden size, I items, P positions with a target, S pairs
     of a position and an item seen before it, U users.

@@ -13,7 +13,7 @@ CANDIDATES = ("auto", "all", "unseen")
 
 @dataclass
 class SASRecConfig(Section):
-    """The light collaborative filter (Kang & McAuley 2018). Used by tools/train_sasrec.py."""
+    """The light collaborative filter (Kang & McAuley 2018). Used by `ilrec sasrec`."""
 
     hidden_size: int = setting(64, "embedding and state size", at_least=1)
     num_layers: int = setting(2, "transformer blocks", at_least=1)

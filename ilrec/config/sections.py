@@ -113,7 +113,7 @@ class DataConfig(Section):
 
     data: str = setting(
         "",
-        "data directory: written by tools/prepare_data.py, LC-Rec JSON (*.inter.json) or RecBole "
+        "data directory: written by `ilrec prepare`, LC-Rec JSON (*.inter.json) or RecBole "
         "atomic files (*.inter)",
     )
     item_format: str = setting(
@@ -243,7 +243,7 @@ class ObjectiveConfig(Section):
         1.0, "T: soft target is reward ** (1 / T), normalised", above=0
     )
     sasrec: str = setting(
-        "", "directory of a trained SASRec (tools/train_sasrec.py), read when reward_weight > 0"
+        "", "directory of a trained SASRec (`ilrec sasrec`), read when reward_weight > 0"
     )
     backend: str = setting(
         "auto",
@@ -263,7 +263,7 @@ class ObjectiveConfig(Section):
             self.reward_weight == 0 or bool(self.sasrec),
             "sasrec",
             self.sasrec,
-            "a directory written by tools/train_sasrec.py, because reward_weight > 0",
+            "a directory written by `ilrec sasrec`, because reward_weight > 0",
         )
         self.vocabulary_objective()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ilrec.errors import InputError
+from ilrec.interactions.dataset_sources import DatasetSource
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Occurrences:
     count: int = 0
     first: str = ""
 
-    def add(self, path: Path, line: int) -> bool:
+    def add(self, path: Path | DatasetSource, line: int) -> bool:
         """Count one more. Returns whether it is the first."""
         self.count += 1
         if self.count == 1:
@@ -53,7 +54,9 @@ class Findings:
         if self.max_bad_lines < 0:
             raise InputError(f"max_bad_lines: expected 0 or more, got {self.max_bad_lines}")
 
-    def bad(self, path: Path, line: int, reason: str, last: int | None = None) -> None:
+    def bad(
+        self, path: Path | DatasetSource, line: int, reason: str, last: int | None = None
+    ) -> None:
         """Count a malformed record, which takes the lines from `line` to `last`.
 
         Raises InputError if more lines are malformed than may be skipped.

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ilrec.errors import InputError
+from ilrec.interactions.dataset_sources import DatasetSource
 from ilrec.interactions.fields import SHOWN_CHARACTERS, Times, name_of, number_of
 from ilrec.interactions.findings import Findings
 from ilrec.interactions.raw_files import read_records
@@ -75,7 +76,7 @@ class RawInteractions:
 
 
 def read_files(
-    paths: Sequence[Path],
+    paths: Sequence[Path | DatasetSource],
     columns: Columns,
     findings: Findings,
     min_rating: float | None = None,

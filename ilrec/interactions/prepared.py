@@ -1,4 +1,4 @@
-"""A prepared data directory: tools/prepare_data.py writes it, and every rank memory-maps it,
+"""A prepared data directory: `ilrec prepare` writes it, and every rank memory-maps it,
 whatever its size.
 
     users.arrow     user_id: large_string
@@ -40,7 +40,7 @@ USERS, ITEMS, MANIFEST = "users.arrow", "items.arrow", "dataset.json"
 FORMAT = 1
 # The fields of the manifest that are read; the others are for people.
 FACTS = {"name": str, "fingerprint": str, "num_dropped_users": int}
-AGAIN = "make the directory again with tools/prepare_data.py"
+AGAIN = "make the directory again with `ilrec prepare`"
 
 
 def write_prepared(

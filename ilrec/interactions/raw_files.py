@@ -1,4 +1,5 @@
-"""Raw files, one record at a time: JSON lines, CSV, TSV and Parquet, the first three also as .gz.
+"""Raw files, one record at a time: JSON lines, CSV, TSV and Parquet, the first three also as .gz;
+and what the library `datasets` reads (dataset_sources.py).
 
 A file larger than memory is fine. A malformed line is reported as file:line and counted; more of
 them than allowed end the import (findings.py). Tab-separated files have no quoting unless it is
@@ -11,9 +12,10 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
+import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ilrec.errors import InputError
+from ilrec.interactions.dataset_sources import DatasetSource
 from ilrec.interactions.findings import Findings
 from ilrec.interactions.text_lines import (
     Progress,
@@ -34,7 +37,7 @@ from ilrec.interactions.text_lines import (
     text_lines,
 )
 
-PARQUET_BATCH_ROWS = 65_536
+BATCH_ROWS = 65_536
 # A message shows this many field names of a JSON object.
 SHOWN_FIELDS = 12
 # A number in JSON is kept to the digit as it is written.
@@ -50,7 +53,7 @@ Row = tuple[int, int, list[str]]
 
 
 def read_records(
-    path: Path,
+    path: Path | DatasetSource,
     columns: Sequence[str],
     findings: Findings,
     optional: str = "",
@@ -61,6 +64,9 @@ def read_records(
     optional: a column that a JSON line may lack; its value is then None.
     Raises InputError for a file that cannot be read or lacks a column.
     """
+    if isinstance(path, DatasetSource):
+        yield from _read_dataset(path, columns)
+        return
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     if kind not in READERS or (kind == "parquet" and path.suffix == ".gz"):
         raise InputError(
@@ -192,21 +198,41 @@ def _read_parquet(
     file = pq.ParquetFile(path)
     for name in columns:
         column_position(path, file.schema_arrow.names, [name])
-    progress = Progress(path, file.metadata.num_rows, "rows")
-
     # Batches of rows, so that a file larger than memory is fine.
     # One column may be wanted twice, as when the item's column is also that of the titles.
-    distinct = list(dict.fromkeys(columns))
+    batches = file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(columns)))
+    yield from _records(path, columns, batches, file.metadata.num_rows)
+
+
+def _read_dataset(source: DatasetSource, columns: Sequence[str]) -> Iterator[Record]:
+    # A stream tells its columns with its first batch, and never how many rows it has.
+    batches = source.batches(BATCH_ROWS)
+    for first in batches:
+        for name in columns:
+            column_position(source, first.schema.names, [name])
+        yield from _records(source, columns, itertools.chain([first], batches), None)
+
+
+def _records(
+    path: Path | DatasetSource,
+    columns: Sequence[str],
+    batches: Iterable[pa.RecordBatch | pa.Table],
+    num_rows: int | None,
+) -> Iterator[Record]:
+    """The wanted fields of each row of the batches. num_rows: for the progress, if it is known."""
+    progress = Progress(path, num_rows, "rows")
     row = 0
-    for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=distinct):
-        lists = {name: _plain(batch.column(name), path, name).to_pylist() for name in distinct}
+    for batch in batches:
+        lists = {name: _plain(batch.column(name), path, name).to_pylist() for name in {*columns}}
         for values in zip(*(lists[name] for name in columns), strict=True):
             row += 1
             yield row, values
         progress.log(row, row)
 
 
-def _plain(column: pa.Array, path: Path, name: str) -> pa.Array:
+def _plain(
+    column: pa.Array | pa.ChunkedArray, path: Path | DatasetSource, name: str
+) -> pa.Array | pa.ChunkedArray:
     """The column with exact values: timestamps as whole numbers, short floats by their digits.
 
     A float32 of 4.1 becomes 4.1 and not 4.0999999. Raises InputError if a short float is too large

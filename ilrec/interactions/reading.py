@@ -2,7 +2,7 @@
 RecBole atomic files.
 
 LC-Rec and RecBole files are read into memory as they are, which is fine for some million
-interactions. Larger data, and data in any other format, goes through tools/prepare_data.py once.
+interactions. Larger data, and data in any other format, goes through `ilrec prepare` once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_interactions(directory: str | Path, k_core: int) -> InteractionDataset:
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none of these"
         raise InputError(
-            f"{directory}: expected one of {MANIFEST} (tools/prepare_data.py), *.inter.json "
+            f"{directory}: expected one of {MANIFEST} (`ilrec prepare`), *.inter.json "
             f"(LC-Rec) and *.inter (RecBole), found {names}; point data at a directory with "
             "exactly one"
         )

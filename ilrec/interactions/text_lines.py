@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ilrec.errors import InputError
+from ilrec.interactions.dataset_sources import DatasetSource
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def is_within_quotes(text: str) -> bool:
 
 
 def column_position(
-    path: Path, header: Sequence[str], names: Sequence[str], mend: str = MEND
+    path: Path | DatasetSource, header: Sequence[str], names: Sequence[str], mend: str = MEND
 ) -> int:
     """The position of the first of `names` that the header has. The names are given best first.
 
@@ -113,8 +114,9 @@ def column_position(
 class Progress:
     """Logs now and then how far reading has come, how fast it is, and how long it will take."""
 
-    def __init__(self, path: Path, total: int, unit: str) -> None:
-        """total: size of the whole work, in what log() gets as `done`. unit: what is counted."""
+    def __init__(self, path: Path | DatasetSource, total: int | None, unit: str) -> None:
+        """total: size of the whole work, in what log() gets as `done`; None if nobody knows it.
+        unit: what is counted."""
         self.path = path
         self.total = total
         self.unit = unit
@@ -128,11 +130,12 @@ class Progress:
             return
         self.last_logged = now
         seconds = now - self.started
+        left = f", {seconds * (self.total - done) / done:.0f} s left" if self.total else ""
         logger.info(
-            "%s: %s %s, %s a second, %.0f s left",
+            "%s: %s %s, %s a second%s",
             self.path.name,
             f"{count:,}",
             self.unit,
             f"{count / seconds:,.0f}",
-            seconds * (self.total - done) / done,
+            left,
         )

@@ -83,7 +83,7 @@ def _rows_of_items(path: Path, num_rows: int) -> dict[str, int]:
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file, so that nothing says which row is which item; {how} "
-            "(tools/train_sasrec.py writes it: train again if an older version did not)"
+            "(`ilrec sasrec` writes it: train again if an older version did not)"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable ({error}); {how}") from None

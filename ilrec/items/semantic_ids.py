@@ -25,7 +25,7 @@ def read_semantic_ids(path: str | Path, item_ids: Sequence[str]) -> list[Semanti
 
     Raises InputError if the file is missing or malformed, or lacks an item.
     """
-    index = read_json(path, "make it with tools/build_semantic_ids.py")
+    index = read_json(path, "make it with `ilrec ids`")
     if not isinstance(index, dict):
         raise InputError(
             f'{path}: expected {{item: ["<a_1>", "<b_2>", ...]}}, got a {type(index).__name__}'

@@ -68,7 +68,7 @@ def read_model(model: Path) -> dict[str, StoredTensor]:
     if (model / "adapter_config.json").exists():
         raise InputError(
             f"{model}: an adapter, and the mean of low-rank factors is not the mean of their "
-            "updates; merge each one first (tools/merge_lora.py) and average the merged models"
+            "updates; merge each one first (`ilrec merge`) and average the merged models"
         )
     fault = find_fault(model) if (model / MANIFEST).exists() else ""
     if fault:

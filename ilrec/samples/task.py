@@ -144,7 +144,7 @@ def _index_file(directory: str) -> Path:
     if len(found) != 1:
         raise InputError(
             f"{directory}: expected one *.index.json with semantic IDs, found {len(found)}; make "
-            "one with tools/build_semantic_ids.py, or train with semantic_ids: FILE or with "
+            "one with `ilrec ids`, or train with semantic_ids: FILE or with "
             "item_format: title"
         )
     return found[0]

@@ -1,5 +1,5 @@
 """The picture of a set of runs: loss terms and hard negatives over the steps, and Hit@K of each
-model. tools/report.py is the command line."""
+model. `ilrec report` is the command line."""
 
 from __future__ import annotations
 

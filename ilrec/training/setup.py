@@ -154,7 +154,7 @@ def load_model(
     if source.adapter and config.model.adapter == "none":
         raise InputError(
             f"model: {source.adapter} is an adapter and adapter is none: merge it first "
-            "(tools/merge_lora.py), or set adapter: lora"
+            "(`ilrec merge`), or set adapter: lora"
         )
 
     model: PreTrainedModel | PeftModel = base

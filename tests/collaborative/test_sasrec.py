@@ -118,7 +118,7 @@ def test_another_numbering_is_refused(
     model: SASRec, tmp_path: Path, item_ids: list[str], message: str
 ):
     model.save(tmp_path, ITEM_IDS)
-    mend = "train it on this data with tools/train_sasrec.py"
+    mend = "train it on this data with `ilrec sasrec`"
     with pytest.raises(InputError, match=f"{message}; {mend}"):
         SASRec.load(tmp_path, item_ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import tools_path  # noqa: F401  (puts tools/ on the path)
 from conftest import ROOT
 
+from ilrec.cli import COMMANDS
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory, check_file, check_new, whole_file
 from ilrec.processes import BAD_INPUT, run_entry
@@ -25,27 +27,36 @@ TRAINING = ["--config", RECIPE, "--model", NOWHERE, "--data", NOWHERE, "--output
 PROGRAMS = {  # module: (function, kind of output, words)
     "ilrec.rank": ("main", "file", ["--model", NOWHERE, "--output", "OUTPUT"]),
     "ilrec.train": ("train", "directory", TRAINING),
-    "train_dpo": ("main", "directory", ["--num_rejected", "1", "--dpo_beta", "1", *TRAINING]),
-    "train_sasrec": ("main", "directory", ["--data", NOWHERE, "--output", "OUTPUT"]),
-    "rank_baselines": (
+    "ilrec.experiments.train_dpo": (
+        "main",
+        "directory",
+        ["--num_rejected", "1", "--dpo_beta", "1", *TRAINING],
+    ),
+    "ilrec.commands.init": ("main", "directory", ["OUTPUT"]),
+    "ilrec.commands.sasrec": ("main", "directory", ["--data", NOWHERE, "--output", "OUTPUT"]),
+    "ilrec.experiments.rank_baselines": (
         "main",
         "file",
         ["--method", "popularity", "--data", NOWHERE, "--output", "OUTPUT"],
     ),
-    "build_semantic_ids": (
+    "ilrec.commands.ids": (
         "main",
         "file",
         ["--data", NOWHERE, "--embeddings", NOWHERE, "--output", "OUTPUT"],
     ),
-    "average_checkpoints": (
+    "ilrec.commands.average": (
         "main",
         "directory",
         ["--models", NOWHERE, NOWHERE, "--output", "OUTPUT"],
     ),
-    "merge_lora": ("main", "directory", ["--adapter", NOWHERE, "--output", "OUTPUT"]),
-    "prepare_data": ("main", "directory", ["--interactions", NOWHERE, "--output", "OUTPUT"]),
-    "report": ("main", "file", ["--rank", f"a={NOWHERE}", "--output", "OUTPUT.png"]),
-    "run_experiment": ("main", "directory", ["GRID", "--output", "OUTPUT"]),
+    "ilrec.commands.merge": ("main", "directory", ["--adapter", NOWHERE, "--output", "OUTPUT"]),
+    "ilrec.commands.prepare": (
+        "main",
+        "directory",
+        ["--interactions", NOWHERE, "--output", "OUTPUT"],
+    ),
+    "ilrec.commands.report": ("main", "file", ["--rank", f"a={NOWHERE}", "--output", "OUTPUT.png"]),
+    "ilrec.commands.experiment": ("main", "directory", ["GRID", "--output", "OUTPUT"]),
     "benchmark_ops": ("main", "directory", ["--output", "OUTPUT"]),
     "benchmark_training": ("main", "directory", ["--output", "OUTPUT"]),
     "quickstart": ("main", "directory", ["--output", "OUTPUT"]),
@@ -76,7 +87,7 @@ PLACES = ("another kind is there", "in a file", "nothing can be made there")
 
 
 @pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("program", [*PROGRAMS, "run_experiment --report"])
+@pytest.mark.parametrize("program", [*PROGRAMS, "ilrec.commands.experiment --report"])
 def test_every_program_tries_its_output_first(program, where, tmp_path, monkeypatch, capsys):
     module = importlib.import_module(program.split()[0])
     function, kind, words = PROGRAMS[program.split()[0]]
@@ -102,12 +113,15 @@ def test_every_program_tries_its_output_first(program, where, tmp_path, monkeypa
 
 
 def test_no_program_is_forgotten():
-    """A program, in tools/, ilrec/ or below, is a file that starts itself."""
-    programs = set()
+    """Programs are the commands of `ilrec`, and the files in tools/, ilrec/ or below that start
+    themselves. A script that starts a module of the package counts as that module."""
+    programs = {command.main.partition(":")[0].split(".")[-1] for command in COMMANDS.values()}
     for folder in ("tools", "ilrec"):
         for path in (ROOT / folder).rglob("*.py"):
-            if 'if __name__ == "__main__":' in path.read_text():
-                programs.add(path.stem)
+            source = path.read_text()
+            if 'if __name__ == "__main__":' in source and path.stem != "__main__":
+                started = re.search(r"^from ilrec\.\w+\.(\w+) import main$", source, re.M)
+                programs.add(started[1] if started else path.stem)
     assert programs == {name.split(".")[-1] for name in PROGRAMS}
 
 

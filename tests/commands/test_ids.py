@@ -1,4 +1,4 @@
-"""tools/build_semantic_ids.py: codes belong to items, in whatever order their embeddings come."""
+"""`ilrec ids`: codes belong to items, in whatever order their embeddings come."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
-from build_semantic_ids import main
 from conftest import NUM_ITEMS
 
+from ilrec.commands.ids import main
 from ilrec.errors import InputError
 
 

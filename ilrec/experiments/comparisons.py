@@ -1,7 +1,5 @@
 """Paired comparisons of an experiment's rows over users.
 
-    from experiment_statistics import compare      # for its siblings; not a program
-
 Shapes: U users.
 """
 
@@ -11,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from experiment_grid import Grid
-from experiment_results import Result
 
 from ilrec.errors import InputError
+from ilrec.experiments.grid import Grid
+from ilrec.experiments.results import Result
 from ilrec.ranking.comparison import gains_per_user, holm, paired_bootstrap
 
 COMPARED = ("ndcg@10", "hit@10")

@@ -1,7 +1,5 @@
 """Commands whose output goes to a log file, and that end together with the process that started
 them.
-
-    from logged_commands import run_command      # for its siblings; not a program
 """
 
 from __future__ import annotations
@@ -13,14 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiment_grid import ROOT
+from ilrec.experiments.grid import ROOT
 
 # A command that was asked to end has so long before it is killed.
 SECONDS_TO_END = 30
 
 
 def run_command(command: list[str], log: Path) -> int:
-    """Run it from the project's root; the exit status. Output and errors are added to `log`.
+    """Run it in ROOT; the exit status. Output and errors are added to `log`.
 
     If this process is interrupted, the command and all that it started end first.
     """

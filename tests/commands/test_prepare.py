@@ -1,4 +1,4 @@
-"""tools/prepare_data.py: from raw files to a directory that is trained on, and what it refuses."""
+"""`ilrec prepare`: from raw files to a directory that is trained on, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
 from conftest import NUM_ITEMS, ROOT, launch
-from prepare_data import main
 
+from ilrec.commands.prepare import main
 from ilrec.errors import InputError
 from ilrec.interactions import prepared
 from ilrec.interactions.reading import read_interactions

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
 import torch
 from conftest import ROOT
-from train_dpo import main
 
 from ilrec.errors import InputError
+from ilrec.experiments.train_dpo import main
 from ilrec.training.metrics_log import read_steps
 
 

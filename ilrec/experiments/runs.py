@@ -1,7 +1,5 @@
 """Runs what is not done of an experiment, in order, and keeps the results.
 
-    from experiment_runs import Experiment      # for its siblings; not a program
-
 The result of a run is done if it is kept (experiment_results.py), whatever machine made it.
 Training has no result of its own: it is needed only for a ranking that is not kept, and counts as
 done while its weights lie here (ilrec/files/steps.py).
@@ -18,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from experiment_plan import Plan, Step, product_digest, with_sources
-from experiment_results import Results, training_record
 from filelock import FileLock, Timeout
-from logged_commands import last_line, run_command
 
 from ilrec.errors import InputError
+from ilrec.experiments.logged_commands import last_line, run_command
+from ilrec.experiments.plan import Plan, Step, product_digest, with_sources
+from ilrec.experiments.results import Results, training_record
 from ilrec.files.outputs import write_text
 from ilrec.files.plain_yaml import to_yaml
 from ilrec.files.reading import read_json

@@ -1,8 +1,6 @@
 """The grid of an experiment: its rows, each a method that is trained and ranked, and what all rows
 share.
 
-    from experiment_grid import Grid, Row      # for its siblings; not a program
-
 grid_file.py reads a grid from YAML, grid_checks.py refuses what is wrong in it. What a file may
 hold: docs/experiments/README.md.
 """
@@ -16,10 +14,21 @@ from typing import Any
 
 from ilrec.files.reading import read_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+# The directory that holds the package: a checkout's, or that of installed packages.
+HOME = Path(__file__).resolve().parents[2]
+# Where commands run, and where what a grid names is looked for: the checkout, wherever the command
+# is given; without one, the current directory.
+ROOT = HOME if (HOME / "setup.py").exists() else Path.cwd()
 # The grid has its own words for these (data, seeds, model: ROW, sasrec: ROW), and each run has its
 # own directory.
 SET_BY_THE_GRID = ("data", "output_dir", "seed", "resume", "sasrec")
+
+
+def place(name: str) -> Path:
+    """What a grid names by a path, below ROOT. A recipe or script of the package, such as
+    ilrec/recipes/sft.yaml, is found without a checkout, too."""
+    path = ROOT / name
+    return path if path.exists() else HOME / name
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Grid:
     def settings(self, row: Row) -> dict[str, Any]:
         """The fields that ilrec/train.py is given: recipe < shared < the row's own fields, without
         those that the grid sets itself."""
-        settings = {**read_yaml(ROOT / row.recipe), **self.shared}
+        settings = {**read_yaml(place(row.recipe)), **self.shared}
         if row.model:
             # The row starts from another one: the model that recipe and shared name is not used.
             settings.pop("init", None)

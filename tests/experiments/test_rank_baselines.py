@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
 from conftest import NUM_ITEMS
-from rank_baselines import ItemKNNConfig, item_knn, main, popularity
 
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.sasrec import SASRecConfig
 from ilrec.errors import InputError
+from ilrec.experiments.rank_baselines import ItemKNNConfig, item_knn, main, popularity
 from ilrec.interactions.reading import read_interactions
 
 

@@ -1,7 +1,5 @@
 """What is wrong in an experiment's grid: one InputError for each mistake, which names file and
 place.
-
-    from grid_checks import check_head, check_references, check_fields      # not a program
 """
 
 from __future__ import annotations
@@ -11,14 +9,13 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from experiment_grid import ROOT, SET_BY_THE_GRID, Grid, Row
-from rank_baselines import METHODS, ItemKNNConfig
-
 from ilrec.config.loading import build_section, load_config
 from ilrec.config.sasrec import SASRecConfig
 from ilrec.config.sections import SECTIONS
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
+from ilrec.experiments.grid import ROOT, SET_BY_THE_GRID, Grid, Row, place
+from ilrec.experiments.rank_baselines import METHODS, ItemKNNConfig
 
 # What ilrec/train.py can be given.
 TRAINING_FIELDS = tuple(
@@ -49,7 +46,6 @@ def check_head(grid: Grid) -> None:
         )
     if grid.num_beams < 1:
         raise InputError(f"{grid.path}: num_beams: expected 1 or more, got {grid.num_beams}")
-    # Files are named from the project's root, wherever the command is given.
     if grid.ds_config and not (ROOT / grid.ds_config).is_file():
         raise InputError(f"{grid.path}: ds_config: no such file: {grid.ds_config}")
     refuse_places(grid.shared, f"{grid.path}: shared")
@@ -107,10 +103,10 @@ def check_kind(grid: Grid, row: Row) -> None:
 def check_files(grid: Grid, row: Row) -> None:
     """The recipe, and the script's file: the first word of `script`."""
     where = f"{grid.path}: rows.{row.name}"
-    if not (ROOT / row.recipe).is_file():
+    if not place(row.recipe).is_file():
         raise InputError(f"{where}.recipe: no such file: {row.recipe}")
     words = shlex.split(row.script)
-    if not words or not (ROOT / words[0]).is_file():
+    if not words or not place(words[0]).is_file():
         raise InputError(
             f"{where}.script: no such file: {row.script!r}; expected for example "
             "tools/experiments/train_dpo.py --num_rejected 1"

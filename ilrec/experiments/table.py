@@ -1,7 +1,5 @@
 """What an experiment found, for people: means over seeds and comparisons in Markdown, and a
 picture.
-
-    from experiment_table import metrics_table, write_report      # for its siblings; not a program
 """
 
 from __future__ import annotations
@@ -17,10 +15,10 @@ import matplotlib
 matplotlib.use("Agg")  # no screen on a cluster
 import matplotlib.pyplot as plt
 import numpy as np
-from experiment_grid import ROOT, Grid
-from experiment_results import Result
-from experiment_statistics import Comparison, compare
 
+from ilrec.experiments.comparisons import Comparison, compare
+from ilrec.experiments.grid import ROOT, Grid
+from ilrec.experiments.results import Result
 from ilrec.files.markdown import markdown_table
 from ilrec.files.outputs import whole_file, write_text
 from ilrec.ranking.comparison import NUM_RESAMPLES
@@ -118,7 +116,7 @@ def markdown(
 def how_it_was_made(runs: Sequence[Result], argv: Sequence[str]) -> str:
     """The command, commits, machines and time: what a reader needs to repeat it."""
     # Results may come from several commits and machines, which are all named.
-    command = f"python tools/experiments/run_experiment.py {shlex.join(map(shown, argv))}"
+    command = f"ilrec experiment {shlex.join(map(shown, argv))}"
     commits = sorted(set().union(*(run.commits for run in runs)))
     machines = sorted(set().union(*(run.machines for run in runs)))
     hours = sum(run.wall_seconds for run in runs) / 3600

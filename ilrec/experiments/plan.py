@@ -1,7 +1,5 @@
 """The steps of an experiment's grid: what is trained, what is ranked, in which order, and what each
 result is made of.
-
-    from experiment_plan import Plan      # for its siblings; not a program
 """
 
 from __future__ import annotations
@@ -12,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment_grid import ROOT, Grid, Row
-from grid_checks import BASELINE_SETTINGS
-
 from ilrec.config.loading import load_config
 from ilrec.config.sections import DataConfig
 from ilrec.errors import InputError
+from ilrec.experiments.grid import ROOT, Grid, Row, place
+from ilrec.experiments.grid_checks import BASELINE_SETTINGS
 from ilrec.files.digests import fingerprint_of
 from ilrec.files.steps import product_files
 from ilrec.interactions.reading import read_interactions
@@ -134,7 +131,7 @@ class Plan:
         directory = self.directory(row, seed)
         settings = str(directory / "settings.yaml")
         model = directory / "model"
-        command = ["python", "tools/train_sasrec.py", *self.data_words()]
+        command = ["python", "-m", "ilrec", "sasrec", *self.data_words()]
         return Step(
             row=row.name,
             seed=seed,
@@ -161,7 +158,8 @@ class Plan:
             settings[name] = str(sources[name].product)
 
         files = [("data", self.data_digest), ("semantic_ids", self.semantic_ids_digest(settings))]
-        command = [*self.grid.launcher, *shlex.split(row.script)]
+        script, *words = shlex.split(row.script)
+        command = [*self.grid.launcher, from_root(script), *words]
         if self.grid.ds_config:
             command += ["--ds_config", self.grid.ds_config]
             files.append((self.grid.ds_config, fingerprint_of([ROOT / self.grid.ds_config])))
@@ -192,11 +190,12 @@ class Plan:
         trained = self.trained.get((row.name, seed))
         # A language model is ranked by beam search, a baseline by its scores.
         if row.recipe and trained:
-            command = [*self.grid.launcher, "ilrec/rank.py", "--model", str(trained.product)]
-            command += ["--data", self.grid.data, "--num_beams", str(self.grid.num_beams)]
+            command = [*self.grid.launcher, from_root("ilrec/rank.py")]
+            command += ["--model", str(trained.product), "--data", self.grid.data]
+            command += ["--num_beams", str(self.grid.num_beams)]
         else:
-            command = ["python", "tools/experiments/rank_baselines.py", "--method", row.baseline]
-            command += self.data_words()
+            command = ["python", "-m", "ilrec.experiments.rank_baselines"]
+            command += ["--method", row.baseline, *self.data_words()]
             fields = {"sasrec": trained.product} if trained else row.fields
             for name, value in fields.items():
                 command += [f"--{name}", str(value)]
@@ -269,6 +268,11 @@ class Plan:
         if named and not paths[0].is_file():
             raise InputError(f"{self.grid.path}: semantic_ids: no such file: {paths[0]}")
         return fingerprint_of(paths)
+
+
+def from_root(name: str) -> str:
+    """What a grid names by a path, as a command that runs in ROOT names it."""
+    return name if (ROOT / name).exists() else str(place(name))
 
 
 def with_sources(step: Step) -> list[Step]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import tools_path  # noqa: F401  (puts tools/ on the path)
 import torch
-from experiment_grid import Grid, Row
-from experiment_results import Result
 
+from ilrec.experiments.grid import Grid, Row
+from ilrec.experiments.results import Result
 from ilrec.ranking.metrics import ranking_metrics
 
 NUMBERING = {"users_sha256": "u", "items_sha256": "i"}

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import tools_path  # noqa: F401  (puts tools/ on the path)
 from conftest import ROOT
-from logged_commands import last_line, run_command
+
+from ilrec.experiments.logged_commands import last_line, run_command
 
 
 def test_output_and_errors_are_added_to_the_log(tmp_path: Path):
@@ -41,10 +41,8 @@ def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path):
         f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))"
     )
     child += "; time.sleep(60)"
-    folder = str(ROOT / "tools" / "experiments")
     parent = (
-        f"import sys; sys.path.insert(0, {folder!r}); from pathlib import Path; "
-        "from logged_commands import run_command; "
+        "from pathlib import Path; from ilrec.experiments.logged_commands import run_command; "
         f"run_command(['python', '-c', {child!r}], Path({str(tmp_path / 'a.log')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stderr=subprocess.PIPE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import tools_path  # noqa: F401  (puts tools/ on the path)
-from experiment_table import mean_and_deviation, write_report
 from made_results import grid_of, result
+
+from ilrec.experiments.table import mean_and_deviation, write_report
 
 
 def test_a_mean_over_seeds_has_a_deviation():

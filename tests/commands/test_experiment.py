@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
 import yaml
 from conftest import INIT, launch
-from run_experiment import main, seconds
 
+from ilrec.commands.experiment import main, seconds
 from ilrec.errors import InputError
 
 SFT = {"recipe": "ilrec/recipes/sft.yaml", "fields": {"init": INIT, "max_steps": 2}}
@@ -99,12 +98,17 @@ def run(data: Path, tmp_path: Path) -> Runs:
 
 
 def kinds(commands: list[str]) -> list[str]:
-    """Of each command: rank, or the script that trains."""
-    return ["rank" if "--split" in command else command.split()[1] for command in commands]
+    """Of each command: rank, sasrec, or the script that trains."""
+    found = []
+    for command in commands:
+        words = command.split()
+        kind = "sasrec" if "-m ilrec sasrec" in command else words[1]
+        found.append("rank" if "--split" in words else kind)
+    return found
 
 
 def test_sources_first_and_nothing_twice(run, tmp_path):
-    sasrec, train = "tools/train_sasrec.py", "ilrec/train.py"
+    sasrec, train = "sasrec", "ilrec/train.py"
     assert kinds(run(ROWS)) == ["rank", sasrec, "rank", train, "rank", train, "rank"]
     settings = yaml.safe_load((tmp_path / "runs/joint/seed-0/settings.yaml").read_text())
     assert settings["model"] == str(tmp_path / "runs/sft/seed-0/model/final")
@@ -125,7 +129,7 @@ def test_a_run_that_was_done_anywhere_is_done(run, tmp_path):
     assert run(ROWS) == [] and "| joint | 1 |" in (tmp_path / "runs/tiny.md").read_text()
     more = {"more": {"like": "joint", "fields": {"beta": 0.7}}}
     assert kinds(run({**ROWS, **more})) == [
-        "tools/train_sasrec.py",
+        "sasrec",
         "ilrec/train.py",
         "ilrec/train.py",
         "rank",

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
-from experiment_statistics import compare
 from made_results import grid_of, result
 
 from ilrec.errors import InputError
+from ilrec.experiments.comparisons import compare
 
 
 def test_seeds_are_paired_where_both_rows_have_them(tmp_path: Path):

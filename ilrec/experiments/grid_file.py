@@ -1,7 +1,5 @@
 """Reads the grid of an experiment from a YAML file, and checks all of it before anything runs.
 
-    from grid_file import read_grid      # for its siblings; not a program
-
 An unknown key, a field that ilrec/train.py would refuse, a row that names one that does not exist,
 rows that wait for each other: each is one InputError with file and place, so that no mistake is
 found after hours of training.
@@ -15,11 +13,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from experiment_grid import ROOT, Grid, Row
-from grid_checks import check_fields, check_head, check_references, refuse_unknown
-
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
+from ilrec.experiments.grid import ROOT, Grid, Row
+from ilrec.experiments.grid_checks import check_fields, check_head, check_references, refuse_unknown
 from ilrec.files.reading import read_yaml
 
 GRID_KEYS = ("data", "split", "launcher", "ds_config", "num_beams", "shared", "rows", "compare")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
-from experiment_results import CURVE_POINTS, Results, default_settings, is_same, thin
+
+from ilrec.experiments.results import CURVE_POINTS, Results, default_settings, is_same, thin
 
 RANKING = {
     "metrics": {"hit@10": 0.5},

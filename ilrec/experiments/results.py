@@ -8,8 +8,6 @@ A result is known by what it is made of: settings, contents of the data, and wha
 starts from are made of. Paths and machines do not count, nor do weights, which two machines do not
 make alike: a run that was done anywhere is done.
 
-    from experiment_results import Results      # for its siblings; not a program
-
 Shapes: U users.
 """
 
@@ -73,7 +71,7 @@ class Results:
         content = read_json(path) if path.exists() else {}
         if content and not {"made_of", "training", "rankings"} <= content.keys():
             raise InputError(
-                f"{path}: expected a result that tools/experiments/run_experiment.py wrote; "
+                f"{path}: expected a result that `ilrec experiment` wrote; "
                 "restore it, or remove it to run again"
             )
         return content

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tools_path  # noqa: F401  (puts tools/ on the path)
 import yaml
 from conftest import ROOT
-from grid_file import read_grid
 
 from ilrec.errors import InputError
+from ilrec.experiments.grid_file import read_grid
 
 SFT = {"recipe": "ilrec/recipes/sft.yaml", "fields": {"model": "base", "num_train_epochs": 2}}
 
