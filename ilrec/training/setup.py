@@ -53,7 +53,7 @@ from ilrec.training.argument_checks import (
 from ilrec.training.identity import base_origin
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.recorded_base import check_source
-from ilrec.training.trackers import chosen_trackers, tracker_callbacks
+from ilrec.training.trackers import MADE_HERE, chosen_trackers, tracker_callbacks
 from ilrec.training.trainer import ILRecTrainer
 
 logger = logging.getLogger("ilrec.train")
@@ -68,9 +68,8 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
     fields = dataclasses.asdict(config.training) | config.training_arguments
     # The checkpoint to resume from is chosen by ilrec/training/checkpoints.py.
     fields.pop("resume")
-    # TensorBoard's integration is made with a folder of its own (trackers.py).
     trackers = chosen_trackers(config.training)
-    fields["report_to"] = [name for name in trackers if name != "tensorboard"]
+    fields["report_to"] = [name for name in trackers if name not in MADE_HERE]
     if config.model.gradient_checkpointing:
         fields["gradient_checkpointing"] = True
         fields["gradient_checkpointing_kwargs"] = {"use_reentrant": False}

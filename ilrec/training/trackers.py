@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import MLflowCallback, TensorBoardCallback
 
 from ilrec.config.sections import TrainingConfig
 from ilrec.errors import InputError
@@ -21,6 +21,8 @@ from ilrec.errors import InputError
 # Their runs end with the process, in a hook that a process of a launcher never reaches
 # (ilrec/processes.py: leave_process_group). The other integrations end theirs with the training.
 END_WITH_THE_PROCESS = ("wandb", "swanlab")
+# The callbacks of these are made below. The trainer makes those of the others.
+MADE_HERE = ("tensorboard", "mlflow")
 
 
 def chosen_trackers(config: TrainingConfig) -> list[str]:
@@ -37,10 +39,13 @@ def chosen_trackers(config: TrainingConfig) -> list[str]:
 
 
 def tracker_callbacks(names: list[str], output_dir: str) -> list[TrainerCallback]:
-    """What the trainer needs beside the integrations that it makes from its arguments."""
+    """The integrations that are not made by the trainer from its arguments (MADE_HERE), and what
+    the others need beside."""
     callbacks: list[TrainerCallback] = []
     if "tensorboard" in names:
         callbacks.append(_tensorboard(Path(output_dir) / "tensorboard"))
+    if "mlflow" in names:
+        callbacks.append(MLflow())
     ending = [name for name in END_WITH_THE_PROCESS if name in names]
     if ending:
         callbacks.append(EndRuns(ending))
@@ -52,6 +57,26 @@ def _tensorboard(directory: Path) -> TensorBoardCallback:
     from torch.utils.tensorboard import SummaryWriter
 
     return TensorBoardCallback(SummaryWriter(str(directory)))
+
+
+class MLflow(MLflowCallback):
+    """transformers' integration, with loss.preference for loss/preference.
+
+    MLflow's local folder keeps a metric in a file of its name. So `loss` and `loss/preference`
+    exclude each other there, and all that is logged with them would be lost.
+    """
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        named = {name.replace("/", "."): value for name, value in logs.items()}
+        super().on_log(args, state, control, named, model=model, **kwargs)
 
 
 class EndRuns(TrainerCallback):

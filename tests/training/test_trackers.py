@@ -8,10 +8,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from transformers.integrations import MLflowCallback
 
 from ilrec.config.sections import TrainingConfig
 from ilrec.errors import InputError
-from ilrec.training.trackers import chosen_trackers, tracker_callbacks
+from ilrec.training.trackers import MLflow, chosen_trackers, tracker_callbacks
 
 
 @pytest.fixture
@@ -62,10 +63,26 @@ def test_a_package_that_is_missing(monkeypatch):
 
 
 def test_tensorboard_writes_into_the_run_directory(tmp_path):
-    (callback,) = tracker_callbacks(["tensorboard", "mlflow"], str(tmp_path))
+    (callback,) = tracker_callbacks(["tensorboard", "trackio"], str(tmp_path))
     callback.tb_writer.add_scalar("loss", 1.0, 1)
     callback.tb_writer.close()
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_mlflow_gets_names_that_exclude_no_other(monkeypatch):
+    """In its local folder, `loss` is a file and cannot be the folder of `loss/preference`."""
+    logged = {}
+    monkeypatch.setattr(
+        MLflowCallback, "on_log", lambda self, args, state, control, logs, **_: logged.update(logs)
+    )
+    # Without its __init__, which imports mlflow.
+    MLflow.on_log(object.__new__(NoMLflow), None, None, None, {"loss": 1, "loss/preference": 2})
+    assert logged == {"loss": 1, "loss.preference": 2}
+
+
+class NoMLflow(MLflow):
+    def __del__(self):
+        pass
 
 
 @pytest.mark.parametrize("is_first", [True, False])
