@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster test-slow lint clean
+.PHONY: quickstart test test-cluster test-slow docs lint clean
 
 # One install for both: the marker is renewed when what is installed changes.
 $(VENV)/installed: setup.py constraints.txt
@@ -35,6 +35,9 @@ test-slow: $(VENV)/installed
 # Only the project's own files: a user's notes, data and scratch scripts in the checkout are not looked at.
 PYTHON_FILES = $(shell git ls-files '*.py' 2>/dev/null || find setup.py ilrec tools tests -name '*.py')
 SHELL_FILES = $(shell git ls-files '*.sh' 2>/dev/null || find slurm tests -name '*.sh') .ci/run
+
+docs: $(VENV)/installed
+	$(BIN)/python -m ilrec.config.reference > docs/fields.md
 
 lint: $(VENV)/installed
 	@echo 'ruff, mypy and shellcheck over the files that git tracks'

@@ -172,7 +172,7 @@ def joining_ranks() -> Iterator[None]:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             torch.distributed.all_reduce(torch.zeros(1, device=device))
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, InputError) or not _is_from_backend(error):
+        if isinstance(error, InputError) or not is_from_backend(error):
             raise
         address = os.environ.get("MASTER_ADDR", "(not set)")
         port = os.environ.get("MASTER_PORT", "(not set)")
@@ -192,7 +192,7 @@ def backend_line(error: BaseException) -> str:
     return lines[-1].strip().rstrip(".")
 
 
-def _is_from_backend(error: BaseException) -> bool:
+def is_from_backend(error: BaseException) -> bool:
     is_named = any(text in str(error) for text in FROM_BACKEND)
     return is_named or isinstance(error, torch.distributed.DistError)
 
@@ -204,7 +204,7 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     """
     if not torch.distributed.is_initialized():
         return False
-    return _is_from_backend(error) and any(text in str(error) for text in LOST_PEER)
+    return is_from_backend(error) and any(text in str(error) for text in LOST_PEER)
 
 
 def device_name(device: torch.device) -> str:

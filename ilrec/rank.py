@@ -19,20 +19,24 @@ import os
 import sys
 from pathlib import Path
 
+# A script's own folder is first on sys.path. The package lies in the folder above.
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from ilrec.config.command_line import answer_help
+from ilrec.config.parsers import rank_parser
+
+if __name__ == "__main__":
+    answer_help(rank_parser(__doc__))
+
 import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# A script's own folder is first on sys.path. The package lies in the folder above.
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from ilrec.config.command_line import ArgumentParser
 from ilrec.config.loading import build_section
-from ilrec.config.sasrec import CANDIDATES
-from ilrec.config.sections import DTYPES, DataConfig, ModelConfig
+from ilrec.config.sections import DataConfig, ModelConfig
 from ilrec.errors import InputError
 from ilrec.files.reading import read_yaml
 from ilrec.model.adapters import add_item_tokens, load_adapter
@@ -53,48 +57,7 @@ AT_LEAST = {"num_beams": 1, "batch_size": 1, "num_users": 0}
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--model", required=True, help="final/ of a run, or a merged model directory"
-    )
-    parser.add_argument(
-        "--data", help="data directory (default: the one that the model was trained on)"
-    )
-    parser.add_argument("--split", choices=("valid", "test"), default="test")
-    parser.add_argument(
-        "--candidates",
-        choices=CANDIDATES,
-        default="auto",
-        help="all; unseen: no item of the history; auto: unseen if no user of the data has an item "
-        "twice",
-    )
-    parser.add_argument(
-        "--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
-    parser.add_argument(
-        "--num_users",
-        type=int,
-        default=0,
-        help="only so many users, evenly spread over the data's; 0: all",
-    )
-    parser.add_argument("--base", default="", help="the adapter's base model, if it has been moved")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default=ModelConfig().dtype,
-        help="of the weights; auto: bfloat16 on CUDA, float32 on the CPU. Logits and scores are "
-        "float32",
-    )
-    parser.add_argument(
-        "--output", help="where to write; what is there is replaced (default: MODEL/ranking.json)"
-    )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run code that comes with the base model"
-    )
-    # The deepspeed launcher gives every rank this flag. The environment has the number, too.
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments = rank_parser(__doc__).parse_args(argv)
     for name, least in AT_LEAST.items():
         value = getattr(arguments, name)
         if value < least:

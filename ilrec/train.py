@@ -19,19 +19,23 @@ and final/.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
-
-import torch
-from transformers import TrainingArguments, set_seed
 
 # A script's own folder is first on sys.path. The package lies in the folder above.
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ilrec.config.command_line import ArgumentParser
+from ilrec.config.command_line import answer_help
+from ilrec.config.parsers import train_parser
+
+if __name__ == "__main__":
+    answer_help(train_parser(__doc__))
+
+import torch
+from transformers import TrainingArguments, set_seed
+
 from ilrec.config.loading import load_config, parse_overrides
 from ilrec.config.sections import TrainConfig
 from ilrec.errors import InputError
@@ -56,6 +60,7 @@ from ilrec.training.setup import (
     training_arguments,
 )
 from ilrec.training.stop import STOPPED, StopRequest
+from ilrec.training.trackers import chosen_trackers
 from ilrec.training.trainer import ILRecTrainer
 
 logger = logging.getLogger("ilrec.train")
@@ -63,16 +68,7 @@ logger = logging.getLogger("ilrec.train")
 
 def parse_arguments(argv: list[str]) -> tuple[TrainConfig, str | None]:
     """(the resolved settings, the path of the DeepSpeed configuration)"""
-    parser = ArgumentParser(
-        __doc__, epilog="The fields, with help and defaults: ilrec/config/sections.py"
-    )
-    parser.add_argument("--config", help="recipe (YAML)")
-    parser.add_argument(
-        "--ds_config", "--deepspeed", dest="ds_config", help="DeepSpeed configuration (JSON)"
-    )
-    # The deepspeed launcher gives every rank this flag. The environment has the number, too.
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    own, rest = parser.parse_pairs(argv)
+    own, rest = train_parser(__doc__).parse_pairs(argv)
     return load_config(own.config, parse_overrides(rest)), own.ds_config
 
 
@@ -88,6 +84,7 @@ def train(argv: list[str]) -> int:
     if rank() == 0:  # Only rank 0 makes the directory. The launcher ends the others.
         check_directory(output_dir)
     choose_attention(config.model.attn_implementation)
+    chosen_trackers(config.training)
     ds_config = _read_deepspeed(ds_path, config)
     task = load_task(config.data)
     sources = places_read(config.model)

@@ -4,7 +4,7 @@ catalogue.
     ilrec sasrec --data DIR --output runs/sasrec \\
         [--config FILE.yaml] [--hidden_size 128 ...]
 
-Any field of SASRecConfig (ilrec/config/sections.py) may be given as --field value. The output
+Any field of SASRecConfig (docs/fields.md) may be given as --field value. The output
 directory holds the model, which `sasrec:` in a recipe names; ranking.json and popularity.json with
 the test metrics; and, for semantic IDs, item_embeddings.npy with item_embeddings.ids.json, which
 says which item each row belongs to.
@@ -62,6 +62,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         default=DataConfig().k_core,
         help="RecBole files only: least interactions of a user and of an item",
     )
+    parser.add_fields("fields", SASRecConfig)
     return parser.parse_pairs(argv)
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ilrec.config.command_line import as_pairs
+from ilrec.config.other_names import ANSWERS
 from ilrec.config.sections import SECTIONS, TrainConfig
 from ilrec.config.settings import nearest, read_field
+from ilrec.config.training_arguments import (
+    known_fields,
+    read_training_argument,
+    require_effect,
+)
 from ilrec.errors import InputError
 from ilrec.files.outputs import write_text
 from ilrec.files.plain_yaml import to_yaml
@@ -48,15 +54,36 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> TrainC
     for section, cls in SECTIONS.items():
         section_of |= {field.name: section for field in dataclasses.fields(cls)}
     of_section: dict[str, dict[str, tuple[Any, str]]] = {section: {} for section in SECTIONS}
-    for name, (value, source) in given.items():
-        if name not in section_of:
-            raise InputError(f"{source}: unknown field {name!r}{nearest(name, section_of)}")
-        of_section[section_of[name]][name] = (value, source)
+    others: dict[str, tuple[Any, str]] = {}
+    for name, value_and_source in given.items():
+        belongs = of_section[section_of[name]] if name in section_of else others
+        belongs[name] = value_and_source
 
     sections = {name: build_section(cls, of_section[name]) for name, cls in SECTIONS.items()}
-    config = TrainConfig(**sections)
-    _require_places(config, str(path) if path else "command line")
+    config = TrainConfig(**sections, training_arguments=_read_others(others, section_of))
+    source = str(path) if path else "command line"
+    _require_places(config, source)
+    with _naming(source):
+        require_effect(config)
     return config
+
+
+def _read_others(given: Mapping[str, tuple[Any, str]], declared: Iterable[str]) -> dict[str, Any]:
+    """{field of transformers.TrainingArguments: value} from {name: (value, where it was given)}.
+
+    declared: the names that do have a section, for advice. Raises InputError for a field of which
+    this trainer decides itself, and for an unknown name.
+    """
+    values = {}
+    for name, (value, source) in given.items():
+        if name in ANSWERS:
+            raise InputError(f"{source}: {name}: no field of a training run: {ANSWERS[name]}")
+        if name not in known_fields():
+            known = {*declared, *known_fields()} - ANSWERS.keys()
+            raise InputError(f"{source}: unknown field {name!r}{nearest(name, known)}")
+        with _naming(source):
+            values[name] = read_training_argument(name, value)
+    return values
 
 
 def build_section(cls: type, values: Mapping[str, tuple[Any, str]]) -> Any:

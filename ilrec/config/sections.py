@@ -27,8 +27,8 @@ from ilrec.ops.objective import (
 )
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-# The members of transformers.SchedulerType that depend on the step alone and need no arguments of
-# their own.
+# The members of transformers.SchedulerType that depend on the step alone. The last three need
+# lr_scheduler_kwargs.
 SCHEDULES = (
     "linear",
     "cosine",
@@ -37,7 +37,12 @@ SCHEDULES = (
     "constant",
     "constant_with_warmup",
     "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
 )
+# Where the numbers of the log may go: names of transformers' integrations.
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab", "none")
 # Where the polynomial schedule of transformers ends (its lr_end). The peak must lie above it.
 POLYNOMIAL_END = 1e-7
 
@@ -281,7 +286,8 @@ class ObjectiveConfig(Section):
 class TrainingConfig(Section):
     """The training loop.
 
-    transformers.TrainingArguments has the same fields, except `resume`.
+    transformers.TrainingArguments has the same fields, except `resume`. Its other fields may be
+    given, too (docs/fields.md).
     """
 
     output_dir: str = setting("", "run directory: config, metrics, checkpoints and final/ go here")
@@ -293,7 +299,11 @@ class TrainingConfig(Section):
     per_device_eval_batch_size: int = setting(16, "samples per rank in evaluation", at_least=1)
     gradient_accumulation_steps: int = setting(1, "micro-steps per optimizer step", at_least=1)
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
-    lr_scheduler_type: str = setting("cosine", "Hugging Face scheduler name", choices=SCHEDULES)
+    lr_scheduler_type: str = setting(
+        "cosine",
+        "schedule of transformers; its own arguments are lr_scheduler_kwargs",
+        choices=SCHEDULES,
+    )
     warmup_steps: float = setting(
         0.03, "steps of linear warm-up; below 1: share of all steps", at_least=0
     )
@@ -311,6 +321,12 @@ class TrainingConfig(Section):
     save_steps: int = setting(500, "optimizer steps between checkpoints", at_least=1)
     save_total_limit: int = setting(2, "checkpoints kept, the newest ones; 0: all", at_least=0)
     dataloader_num_workers: int = setting(0, "processes that prepare samples, per rank", at_least=0)
+    report_to: str | list[str] = setting(
+        "tensorboard",
+        "where the log goes beside metrics.jsonl: one tracker or a list of them; each but "
+        "tensorboard needs its package",
+        choices=TRACKERS,
+    )
     seed: int = setting(0, "random seed of initialisation, order and dropout", at_least=0)
     resume: str = setting(
         "auto",
@@ -335,6 +351,12 @@ class TrainingConfig(Section):
             self.learning_rate,
             f"a number above {POLYNOMIAL_END}, where lr_scheduler_type: polynomial ends",
         )
+        require(
+            self.report_to == "none" or "none" not in self.report_to,
+            "report_to",
+            self.report_to,
+            "none alone, or the names of trackers",
+        )
         require(bool(self.resume), "resume", self.resume, "auto, never or a checkpoint")
 
 
@@ -346,13 +368,15 @@ class TrainConfig:
     data: DataConfig
     objective: ObjectiveConfig
     training: TrainingConfig
+    # Other fields of transformers.TrainingArguments, those that were given.
+    training_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
         """The settings as one flat mapping, as a recipe holds them."""
         flat: dict[str, Any] = {}
         for section in (self.model, self.data, self.objective, self.training):
             flat |= dataclasses.asdict(section)
-        return flat
+        return flat | self.training_arguments
 
 
 # The sections of a training run. SASRec is trained by a program of its own.

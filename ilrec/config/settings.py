@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import operator
 import types
@@ -38,6 +39,11 @@ BOOLEANS = {
 LARGEST_WHOLE = 2**31 - 1
 # int() refuses texts of thousands of digits. Longer texts than this are far beyond LARGEST_WHOLE.
 LONGEST_WHOLE = 19
+# How alike two names must be (difflib's ratio) for one to be suggested in place of the other. At
+# 0.75, one letter of three or two of eight may be wrong, and `packing` does not suggest `backend`.
+NEAR = 0.75
+# A message lists no more names than this.
+MOST_LISTED = 15
 # How much of a wrong value a message shows.
 LONGEST_SHOWN = 100
 KINDS = {
@@ -61,8 +67,12 @@ class Domain:
     below: float | None = None
 
     def holds(self, value: Any) -> bool:
+        """For a list: whether each of its elements is one of the choices."""
+        if value is None:
+            return True  # The type says whether there may be no value.
         if self.choices:
-            return value in self.choices
+            elements = value if isinstance(value, list) else [value]
+            return all(element in self.choices for element in elements)
         limits = (
             (operator.ge, self.at_least),
             (operator.gt, self.above),
@@ -86,7 +96,7 @@ def setting(
 ) -> Any:
     """One setting: its default, a help text, and the values it may have.
 
-    The help text is for readers of sections.py. The README and `--help` point there.
+    `--help` and docs/fields.md are made from it (reference.py).
     """
     metadata = {"help": help, "domain": Domain(choices, at_least, above, below)}
     if isinstance(default, (list, dict)):
@@ -174,12 +184,27 @@ def read_value(value: Any, hint: Any) -> Any:
     return value
 
 
+def type_words(cls: type, name: str) -> str:
+    """What a field takes, in words: `a whole number, 1 or more`."""
+    domain = cls.__dataclass_fields__[name].metadata["domain"]  # type: ignore[attr-defined]
+    return _expected(hints_of(cls)[name], domain)
+
+
+def default_words(cls: type, name: str) -> str:
+    """A field's default as a recipe would give it; `""` for empty text."""
+    value = getattr(cls(), name)
+    return value if value and isinstance(value, str) else json.dumps(value)
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Advice for an unknown name: the known one that is closest to it, or a list of all."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    """Advice for an unknown name: the known one that it resembles, or where all are to be found."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=NEAR)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known fields: {', '.join(sorted(known))}"
+    if len(names) > MOST_LISTED:
+        return "; --help and docs/fields.md list all fields"
+    return f"; known fields: {', '.join(names)}"
 
 
 def _kinds_of(hint: Any) -> list[type]:
@@ -228,7 +253,8 @@ def _check_writable(text: str) -> None:
 def _expected(hint: Any, domain: Domain) -> str:
     """What a field takes, in words: `a whole number, 1 or more`."""
     if domain.choices:
-        return "one of " + ", ".join(domain.choices)
+        several = f", or {KINDS[list]} of them" if list in _kinds_of(hint) else ""
+        return f"one of {', '.join(domain.choices)}{several}"
     kinds = " or ".join([KINDS[kind] for kind in _kinds_of(hint)])
     return f"{kinds}, {domain}" if str(domain) else kinds
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ from torch import Tensor
 from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.command_line import ArgumentParser
+from ilrec.config.item_knn import SIMILARITIES, ItemKNNConfig
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sasrec import CANDIDATES
 from ilrec.config.sections import DataConfig
-from ilrec.config.settings import Section, nearest, setting
+from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
@@ -50,27 +50,8 @@ from ilrec.ranking.results import (
 )
 
 METHODS = ("popularity", "item_knn", "sasrec")
-# What implicit calls them.
-SIMILARITIES = {
-    "cosine": "CosineRecommender",
-    "tfidf": "TFIDFRecommender",
-    "bm25": "BM25Recommender",
-}
 # From the histories of B users to a score for each item: [B, I].
 Scorer = Callable[[Ragged], Tensor]
-
-
-@dataclass
-class ItemKNNConfig(Section):
-    """Items near those of the history (Sarwar et al. 2001); all items of the history count
-    alike."""
-
-    similarity: str = setting(
-        "cosine",
-        "between the users of two items: cosine, tfidf or bm25",
-        choices=tuple(SIMILARITIES),
-    )
-    num_neighbours: int = setting(100, "similar items kept for each item", at_least=1)
 
 
 def interaction_matrix(rows: Ragged, num_items: int) -> csr_matrix:
@@ -150,6 +131,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
         default=DataConfig().k_core,
         help="RecBole files: k-core filter",
     )
+    parser.add_fields("fields of --method item_knn", ItemKNNConfig)
     arguments, rest = parser.parse_pairs(argv)
     fields = parse_overrides(rest)
     # Only item-kNN has fields of its own; for the others any field is unknown.

@@ -24,6 +24,8 @@ BATCH_KEYS = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "gradient_clipping": "max_grad_norm",
 }
+# {key: fields that have no effect if the file has it}
+REPLACED = {"optimizer": ("optim", "optim_args"), "scheduler": ("lr_scheduler_kwargs",)}
 # Keys that change the result by rounding at most (logging, how ZeRO moves and keeps its shards), or
 # that are compared with the recipe. All other keys are part of a run's identity.
 DS_MAY_CHANGE = frozenset(
@@ -76,6 +78,7 @@ def read_ds_config(path: str | Path, settings: dict, dtype: torch.dtype, world_s
     _check_zero(path, config)
     _check_batch(path, config, settings, world_size)
     _check_precision(path, config, dtype)
+    _check_replaced(path, config, settings)
     return config
 
 
@@ -138,6 +141,17 @@ def _check_precision(path: str | Path, config: dict, dtype: torch.dtype) -> None
                 f"{str(dtype).split('.')[-1]} of the recipe; write "
                 '"auto" into the file, or set --dtype'
             )
+
+
+def _check_replaced(path: str | Path, config: dict, settings: dict) -> None:
+    """A section of the file takes the place of what the recipe says about it."""
+    for key, names in REPLACED.items():
+        for name in names:
+            if key in config and name in settings:
+                raise InputError(
+                    f"{path}: {key} takes the place of {name}, which the recipe gives, too; remove "
+                    "one of the two"
+                )
 
 
 def deciding_settings(ds_config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from ilrec.training.together import agreed
 from ilrec.weights.fingerprint import file_fingerprint, weights_fingerprint
 
 # The settings that may differ between a checkpoint and the run that continues it. Every other field
-# of ilrec/config/sections.py is part of the identity, also a field that is added later.
+# of ilrec/config/sections.py is part of the identity, also a field that is added later, and so is
+# every other field of transformers.TrainingArguments that is given.
 MAY_CHANGE = frozenset(
     {
         # Paths. The digest of what lies there counts instead.
@@ -51,10 +52,33 @@ MAY_CHANGE = frozenset(
         "backend",
         "slab_mib",
         "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+        "dataloader_multiprocessing_context",
+        "torch_empty_cache_steps",
+        "tf32",
+        "full_determinism",
+        "ddp_bucket_cap_mb",
+        "ddp_timeout",
+        "ddp_backend",
         # Logging, saving, evaluation.
         "logging_steps",
+        "logging_strategy",
+        "logging_first_step",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "disable_tqdm",
+        "include_num_input_tokens_seen",
+        "run_name",
+        "project",
+        "save_strategy",
+        "eval_delay",
+        "eval_on_start",
         "save_steps",
         "save_total_limit",
+        "report_to",
         "eval_strategy",
         "eval_steps",
         "per_device_eval_batch_size",
@@ -103,8 +127,10 @@ def run_identity(
     """
     dtype = str(choose_dtype(config.model.dtype)).removeprefix("torch.")
     deciding = {name: value for name, value in config.flat().items() if name not in MAY_CHANGE}
+    others = {name: deciding.pop(name) for name in config.training_arguments.keys() - MAY_CHANGE}
     identity = {
         **deciding,
+        "training_arguments": others,
         "dtype": dtype,
         **task.identity(),
         **agreed(lambda: contents(config)),

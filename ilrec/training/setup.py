@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback
 
 from ilrec.collaborative.collator import ContinuationCollator
 from ilrec.collaborative.cross_fitting import RewardFilter
@@ -47,9 +45,15 @@ from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie
 from ilrec.samples.vocabulary import add_codes, code_ids
 from ilrec.training import zero3
+from ilrec.training.argument_checks import (
+    arguments_checked,
+    check_optimizer,
+    check_schedule,
+)
 from ilrec.training.identity import base_origin
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.recorded_base import check_source
+from ilrec.training.trackers import MADE_HERE, chosen_trackers, tracker_callbacks
 from ilrec.training.trainer import ILRecTrainer
 
 logger = logging.getLogger("ilrec.train")
@@ -59,28 +63,34 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
     """The Hugging Face arguments.
 
     Making them starts the process group, and tells transformers whether models are loaded sharded.
+    Raises InputError for settings that transformers refuses.
     """
-    fields = dataclasses.asdict(config.training)
+    fields = dataclasses.asdict(config.training) | config.training_arguments
     # The checkpoint to resume from is chosen by ilrec/training/checkpoints.py.
     fields.pop("resume")
+    trackers = chosen_trackers(config.training)
+    fields["report_to"] = [name for name in trackers if name not in MADE_HERE]
     if config.model.gradient_checkpointing:
         fields["gradient_checkpointing"] = True
         fields["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     dtype = choose_dtype(config.model.dtype)
-    return TrainingArguments(
-        **fields,
-        deepspeed=ds_config,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        report_to=[],
+    fields |= {
+        "deepspeed": ds_config,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
         # Batches hold more than the model's forward names: sample numbers and rewards.
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        label_names=["labels"],
+        "remove_unused_columns": False,
+        "prediction_loss_only": True,
+        "label_names": ["labels"],
         # The loss is a mean over the supervised tokens of the whole step, on all ranks.
-        average_tokens_across_devices=True,
-    )
+        "average_tokens_across_devices": True,
+    }
+    check_schedule(config)
+    with arguments_checked():
+        arguments = TrainingArguments(**fields)
+    check_optimizer(arguments)
+    return arguments
 
 
 def places_read(config: ModelConfig) -> list[str]:
@@ -217,10 +227,10 @@ def make_trainer(
         batch_collator=batch_collate,
         facts=facts,
     )
-    # report_to is empty, so this is the only one that writes: rank 0, into the run directory.
     if trainer.is_world_process_zero():
-        writer = SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))
-        trainer.add_callback(TensorBoardCallback(writer))
+        trackers = chosen_trackers(config.training)
+        for callback in tracker_callbacks(trackers, config.training.output_dir):
+            trainer.add_callback(callback)
     return trainer
 
 

@@ -22,6 +22,16 @@ from ilrec.training import checkpoints, metrics_log
 from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batches
 from ilrec.training.zero3 import check_saved
 
+# Options of torch's DataLoader that are fields of TrainingArguments, there with dataloader_ before.
+LOADER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "persistent_workers",
+    "prefetch_factor",
+    "multiprocessing_context",
+    "in_order",
+)
+
 
 class TokenSums:
     """What is summed over this rank's supervised tokens since the last log line."""
@@ -98,9 +108,18 @@ class ILRecTrainer(Trainer):
             cast(Dataset, self.train_dataset),
             batch_sampler=self.batch_sampler,
             collate_fn=self.batch_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
+            **self._loader_options(),
         )
+
+    def _loader_options(self) -> dict[str, Any]:
+        """The fields dataloader_* that say how samples are loaded, and not which. Not every version
+        of transformers has all."""
+        fields = {name: f"dataloader_{name}" for name in LOADER_OPTIONS}
+        return {
+            name: getattr(self.args, field)
+            for name, field in fields.items()
+            if hasattr(self.args, field)
+        }
 
     def compute_loss(
         self,
@@ -192,6 +211,12 @@ class RunDirectory(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # A log line is forced before each checkpoint, so that no partial sums are lost on resume.
+        control.should_log = control.should_log or control.should_save
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The same for checkpoints under save_strategy: epoch.
         control.should_log = control.should_log or control.should_save
 
     def on_log(

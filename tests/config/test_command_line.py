@@ -1,9 +1,12 @@
 """Command lines: nothing is abbreviated, the last flag counts, no value is taken for a flag."""
 
+from dataclasses import dataclass
+
 import pytest
 from conftest import ROOT
 
 from ilrec.config.command_line import ArgumentParser, as_pairs
+from ilrec.config.settings import Section, setting
 from ilrec.errors import InputError
 
 PROGRAMS = sorted([*(ROOT / "ilrec").rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
@@ -37,6 +40,35 @@ def test_own_flags_and_fields_are_told_apart():
 def test_malformed(words, message):
     with pytest.raises(InputError, match=f"command line: {message}"):
         as_pairs(words)
+
+
+@dataclass
+class Fields(Section):
+    """Some settings."""
+
+    share: float = setting(0.5, "how much, 100% at most", at_least=0, below=1)
+    name: str = setting("", "what it is called")
+
+
+def test_fields_are_listed_in_the_help_and_handed_on():
+    made = parser()
+    made.add_fields("fields", Fields)
+    text = " ".join(made.format_help().split())
+    assert "fields: Some settings." in text
+    assert "how much, 100% at most (a number, 0 or more and below 1; default: 0.5)" in text
+    assert 'what it is called (text; default: "")' in text
+    own, rest = made.parse_pairs(["--name=--x", "--config", "c", "--other=1"])
+    assert own.config == "c"
+    assert rest == ["--name=--x", "--other=1"]
+
+
+def test_a_flag_shows_its_default():
+    made = parser()
+    made.add_argument("--size", default=7, help="how large")
+    made.add_argument("--output", help="a file (default: beside the input)")
+    text = made.format_help()
+    assert "how large (default: 7)" in text
+    assert "a file (default: beside the input)\n" in text
 
 
 def test_an_abbreviation_is_refused(capsys):

@@ -1,6 +1,5 @@
 """The declared settings: names, defaults, and the choices that come from a library."""
 
-import contextlib
 import dataclasses
 
 import pytest
@@ -22,16 +21,31 @@ def test_defaults_are_in_their_domains(section):
     assert dataclasses.asdict(section()) == declared
 
 
-def test_schedules_are_those_of_the_library_that_need_nothing_more():
-    """The others need arguments (ValueError, TypeError) or the loss."""
-    needs_nothing = set()
+# What some schedules cannot do without.
+SCHEDULE_ARGUMENTS = {
+    "cosine_with_min_lr": {"min_lr": 0.0},
+    "cosine_warmup_with_min_lr": {"min_lr": 0.0},
+    "warmup_stable_decay": {"num_decay_steps": 1},
+}
+
+
+def test_schedules_are_those_of_the_library_that_depend_on_the_step_alone():
+    """The others depend on the loss."""
+    by_step = set()
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     for schedule in SchedulerType:
-        with contextlib.suppress(ValueError, TypeError):
-            made = get_scheduler(schedule, optimizer, num_warmup_steps=1, num_training_steps=2)
-            if isinstance(made, torch.optim.lr_scheduler.LambdaLR):
-                needs_nothing.add(schedule.value)
-    assert set(SCHEDULES) == needs_nothing
+        arguments = SCHEDULE_ARGUMENTS.get(schedule.value, {})
+        made = get_scheduler(schedule, optimizer, 1, 2, arguments)
+        if isinstance(made, torch.optim.lr_scheduler.LambdaLR):
+            by_step.add(schedule.value)
+    assert set(SCHEDULES) == by_step
+
+
+@pytest.mark.parametrize("schedule", SCHEDULE_ARGUMENTS)
+def test_these_schedules_need_arguments(schedule):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises((ValueError, TypeError)):
+        get_scheduler(schedule, optimizer, 1, 2)
 
 
 def test_the_polynomial_schedule_ends_where_the_library_says():

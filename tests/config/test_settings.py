@@ -35,3 +35,10 @@ def test_an_unknown_name_gets_advice():
     known = ("beta", "alpha")
     assert nearest("bet", known) == "; did you mean 'beta'?"
     assert nearest("xyz", known) == "; known fields: alpha, beta"
+    many = [f"field_{number}" for number in range(20)]
+    assert nearest("xyz", many) == "; --help and docs/fields.md list all fields"
+
+
+def test_only_what_is_near_is_suggested():
+    """At difflib's usual bound, `packing` would suggest `backend`."""
+    assert "did you mean" not in nearest("packing", ["backend", "alpha"])

@@ -1,0 +1,77 @@
+"""The command lines of ilrec/train.py and ilrec/rank.py.
+
+They lie apart from the programs so that `--help` is answered before torch and transformers are
+imported, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ilrec.config.command_line import ArgumentParser
+from ilrec.config.sasrec import CANDIDATES
+from ilrec.config.sections import DTYPES, SECTIONS, ModelConfig
+
+
+def train_parser(description: str | None) -> ArgumentParser:
+    """description: the help's first lines, the program's docstring."""
+    parser = ArgumentParser(
+        description,
+        epilog="Every other field of transformers.TrainingArguments may be given, too, under its "
+        "own name\n(docs/fields.md).",
+    )
+    parser.add_argument("--config", help="recipe (YAML)")
+    parser.add_argument(
+        "--ds_config", "--deepspeed", dest="ds_config", help="DeepSpeed configuration (JSON)"
+    )
+    # The deepspeed launcher gives every rank this flag. The environment has the number, too.
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    for section, cls in SECTIONS.items():
+        parser.add_fields(section, cls)
+    return parser
+
+
+def rank_parser(description: str | None) -> ArgumentParser:
+    """description: the help's first lines, the program's docstring."""
+    parser = ArgumentParser(description)
+    parser.add_argument(
+        "--model", required=True, help="final/ of a run, or a merged model directory"
+    )
+    parser.add_argument(
+        "--data", help="data directory (default: the one that the model was trained on)"
+    )
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument(
+        "--candidates",
+        choices=CANDIDATES,
+        default="auto",
+        help="all; unseen: no item of the history; auto: unseen if no user of the data has an item "
+        "twice",
+    )
+    parser.add_argument(
+        "--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
+    parser.add_argument(
+        "--num_users",
+        type=int,
+        default=0,
+        help="only so many users, evenly spread over the data's; 0: all",
+    )
+    parser.add_argument("--base", default="", help="the adapter's base model, if it has been moved")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=ModelConfig().dtype,
+        help="of the weights; auto: bfloat16 on CUDA, float32 on the CPU. Logits and scores are "
+        "float32",
+    )
+    parser.add_argument(
+        "--output", help="where to write; what is there is replaced (default: MODEL/ranking.json)"
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that comes with the base model"
+    )
+    # The deepspeed launcher gives every rank this flag. The environment has the number, too.
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    return parser
