@@ -104,6 +104,12 @@ def total_steps(training: TrainingConfig, epoch: EpochSize) -> int:
     return math.ceil(training.num_train_epochs * epoch.num_steps)
 
 
+def total_epochs(training: TrainingConfig, epoch: EpochSize) -> float:
+    """Passes over the samples in the whole run. An epoch's last step may have fewer micro-steps."""
+    whole, rest = divmod(total_steps(training, epoch), epoch.num_steps)
+    return whole + rest * training.gradient_accumulation_steps / epoch.num_micro_steps
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """Numbers of parameters, and the bytes of all frozen and of all trained ones.

@@ -8,7 +8,6 @@ the others go on as far as they do not need its result, so that all refusals are
 from __future__ import annotations
 
 import functools
-import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
@@ -63,7 +62,14 @@ from ilrec.training.trainer import require_steps_left
 
 # What a step gives that was refused, or that needs one that was.
 REFUSED: Any = object()
-WIDTH = 100
+# Paths and rendered text must stay as they are.
+LAYOUT = textwrap.TextWrapper(
+    width=100,
+    initial_indent="  ",
+    subsequent_indent="    ",
+    break_long_words=False,
+    break_on_hyphens=False,
+)
 
 
 def dry_run(config: TrainConfig, ds_path: str | None) -> int:
@@ -136,10 +142,7 @@ class DryRun:
         if lines is REFUSED:
             lines = ["not known, because of what is refused below"]
         for line in lines:
-            print(
-                textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    "),
-                flush=True,
-            )
+            print(LAYOUT.fill(line), flush=True)
 
     def _conclude(self) -> int:
         if self.refusals:

@@ -20,6 +20,7 @@ from ilrec.training.amounts import (
     Samples,
     host_bytes,
     memory_parts,
+    total_epochs,
     total_steps,
 )
 from ilrec.training.manifest import ranks_of
@@ -34,11 +35,10 @@ CANDIDATES = {
 
 def objective_lines(objective: ObjectiveConfig) -> list[str]:
     """The terms of the loss, one text each (equations: docs/method.md)."""
-    settings = objective.vocabulary_objective()
-    lines = []
-    if not settings.needs_readout and not settings.needs_negatives and not objective.reward_weight:
+    if not (objective.beta or objective.distillation_weight or objective.reward_weight):
         return ["plain cross-entropy: beta, distillation_weight and reward_weight are 0"]
-    if settings.needs_negatives:
+    lines = []
+    if objective.vocabulary_objective().needs_negatives:
         lines += _negative_lines(objective)
     if objective.beta:
         lines.append(
@@ -99,7 +99,7 @@ def _reward_line(objective: ObjectiveConfig) -> str:
     }[objective.reward_tokens]
     return (
         f"reward (weight {objective.reward_weight:g}): a soft target over {places}, in proportion "
-        f"to what SASRec ({objective.sasrec}) thinks of the items that go on so, to the power "
+        f"to SASRec's probability ({objective.sasrec}) of the items that go on so, to the power "
         f"1 / {objective.reward_temperature:g}"
     )
 
@@ -117,8 +117,7 @@ def data_lines(task: RecommendationTask) -> list[str]:
 
 def epoch_lines(config: TrainConfig, epoch: EpochSize) -> list[str]:
     training = config.training
-    steps = total_steps(training, epoch)
-    num_epochs = steps / epoch.num_steps
+    num_epochs = total_epochs(training, epoch)
     fewest, most = epoch.samples_per_batch
     smallest, largest = epoch.tokens_per_batch
     return [
@@ -131,7 +130,7 @@ def epoch_lines(config: TrainConfig, epoch: EpochSize) -> list[str]:
         f"an optimizer step: {training.gradient_accumulation_steps} micro-batches on each of "
         f"{world_size()} rank(s)",
         f"optimizer steps an epoch: {epoch.num_steps:,}",
-        f"in all: {steps:,} steps, {num_epochs:.2f} epochs, "
+        f"in all: {total_steps(training, epoch):,} steps, {num_epochs:.2f} epochs, "
         f"{round(num_epochs * epoch.num_tokens):,} tokens",
     ]
 
