@@ -12,9 +12,10 @@ from.
     torchrun --nproc_per_node 8 ilrec/train.py --ds_config ds_configs/zero3_bf16.json \\
         --config ilrec/recipes/stage2.yaml --model runs/stage1/final --data DIR
 
-Any field of a recipe may be given as --field value. The run directory (--output_dir) explains
-itself: config.yaml, ds_config.json, environment.json, metrics.jsonl, tensorboard/, checkpoint-*/
-and final/.
+--check reports what the same command would do, and what of it would be refused; it trains nothing
+and writes nothing. Any field of a recipe may be given as --field value. The run directory
+(--output_dir) explains itself: config.yaml, ds_config.json, environment.json, metrics.jsonl,
+tensorboard/, checkpoint-*/ and final/.
 """
 
 from __future__ import annotations
@@ -28,24 +29,22 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ilrec.config.command_line import answer_help
-from ilrec.config.parsers import train_parser
+from ilrec.config.parsers import CHECK, train_parser
 
 if __name__ == "__main__":
     answer_help(train_parser(__doc__))
 
-import torch
 from transformers import TrainingArguments, set_seed
 
 from ilrec.config.loading import load_config, parse_overrides
 from ilrec.config.sections import TrainConfig
-from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
 from ilrec.model.loading import choose_attention, choose_dtype, load_tokenizer
-from ilrec.ops.backends import why_unavailable
 from ilrec.processes import joining_ranks, rank, run_entry, world_size
 from ilrec.samples.task import load_task
 from ilrec.training import zero3
 from ilrec.training.checkpoints import find_checkpoint, remove_unfinished
+from ilrec.training.dry_run import dry_run
 from ilrec.training.ds_config import read_ds_config
 from ilrec.training.identity import run_identity
 from ilrec.training.manifest import ranks_of
@@ -53,6 +52,7 @@ from ilrec.training.recorded_base import base_facts, require_base
 from ilrec.training.run_directory import RunLock, save_final, set_aside, write_run_directory
 from ilrec.training.setup import (
     add_tokens,
+    check_backend,
     find_source,
     load_model,
     make_trainer,
@@ -67,8 +67,9 @@ logger = logging.getLogger("ilrec.train")
 
 
 def parse_arguments(argv: list[str]) -> tuple[TrainConfig, str | None]:
-    """(the resolved settings, the path of the DeepSpeed configuration)"""
-    own, rest = train_parser(__doc__).parse_pairs(argv)
+    """(the resolved settings, the path of the DeepSpeed configuration). CHECK is passed over."""
+    words = [word for word in argv if word != CHECK]
+    own, rest = train_parser(__doc__).parse_pairs(words)
     return load_config(own.config, parse_overrides(rest)), own.ds_config
 
 
@@ -80,6 +81,8 @@ def train(argv: list[str]) -> int:
     # Mistakes of the user are found first, before any process group exists and before a model is
     # read. A refused run must cost seconds.
     config, ds_path = parse_arguments(argv)
+    if CHECK in argv:
+        return dry_run(config, ds_path)
     output_dir = config.training.output_dir
     if rank() == 0:  # Only rank 0 makes the directory. The launcher ends the others.
         check_directory(output_dir)
@@ -93,12 +96,7 @@ def train(argv: list[str]) -> int:
     with joining_ranks():
         arguments = training_arguments(config, ds_config)
         zero3.prepare_sharded_loading()
-    objective = config.objective
-    unavailable = why_unavailable(
-        objective.backend, arguments.device, torch.float32, objective.negatives_from
-    )
-    if unavailable:
-        raise InputError(f"backend: {unavailable}")
+    check_backend(config.objective, arguments.device)
 
     # The run directory: nobody else may be at work in it. The run continues the newest checkpoint
     # of the same run, and what another run left there is moved aside. The lock is held until the

@@ -12,6 +12,9 @@ from ilrec.config.command_line import ArgumentParser
 from ilrec.config.sasrec import CANDIDATES
 from ilrec.config.sections import DTYPES, SECTIONS, ModelConfig
 
+# The flag of a dry run. Unlike all others of ilrec/train.py it takes no value.
+CHECK = "--check"
+
 
 def train_parser(description: str | None) -> ArgumentParser:
     """description: the help's first lines, the program's docstring."""
@@ -26,6 +29,9 @@ def train_parser(description: str | None) -> ArgumentParser:
     )
     # The deepspeed launcher gives every rank this flag. The environment has the number, too.
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    parser.add_argument(
+        CHECK, action="store_true", help="a dry run: report, train and write nothing"
+    )
     for section, cls in SECTIONS.items():
         parser.add_fields(section, cls)
     return parser

@@ -102,6 +102,23 @@ def materialise(
     os.replace(beside, directory)
 
 
+def write_skeleton(config: ModelConfig, directory: Path, texts: Iterable[str], seed: int) -> None:
+    """What materialise() writes except the weights: config.json and the tokenizer, for a dry run.
+
+    Raises InputError as materialise() does, for `init` also if its sizes do not fit together.
+    """
+    if config.init is not None:
+        tokenizer: Any = train_tokenizer(texts, _vocab_size(config.init))
+        with torch.device("meta"):
+            settings: Any = _from_scratch(config.init, tokenizer, seed).config
+    else:
+        where = _gguf_place(Path(config.model))
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        settings = AutoConfig.from_pretrained(**where)
+    settings.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
 def is_materialised(config: ModelConfig) -> bool:
     return config.init is not None or config.model.endswith(".gguf")
 
@@ -162,7 +179,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
 
 
-def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _gguf_place(path: Path) -> dict[str, str]:
+    """What transformers' from_pretrained takes for a GGUF file. Raises InputError if it cannot be
+    read."""
     if not path.exists():
         raise InputError(f"model: no such GGUF file: {path}")
     if importlib.util.find_spec("gguf") is None:
@@ -170,7 +189,11 @@ def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"model: {path} is a GGUF file, and the package that reads it is missing: pip install "
             "gguf"
         )
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+def _from_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    where: Any = _gguf_place(path)
     tokenizer = AutoTokenizer.from_pretrained(**where)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.float32, output_loading_info=True
@@ -233,9 +256,13 @@ def _check_numbers(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             )
 
 
-def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
+def load_base(
+    source: ModelSource, config: ModelConfig, device: str | None = None
+) -> PreTrainedModel:
     """The full model, in the configured precision and attention.
 
+    device: where its tensors go; None: as transformers decides. On "meta" they have shapes and no
+        values, and only the headers of the files are read.
     Raises InputError, on every rank, if a parameter is in no file or has another shape there.
     """
     # Every fault is kept as a text first. Under ZeRO-3 only one rank may see it, and all ranks have
@@ -250,6 +277,7 @@ def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
             dtype=choose_dtype(config.dtype),
             attn_implementation=choose_attention(config.attn_implementation),
             trust_remote_code=config.trust_remote_code,
+            device_map=device,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -270,6 +298,16 @@ def load_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
             f"model: {source.base}: {fault}; copy or download it again, or mend its config.json"
         )
     return model
+
+
+def skeleton_base(source: ModelSource, config: ModelConfig) -> PreTrainedModel:
+    """The model of a directory without weights (write_skeleton), on "meta"."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            read_config(source),
+            dtype=choose_dtype(config.dtype),
+            attn_implementation=choose_attention(config.attn_implementation),
+        )
 
 
 def read_config(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from transformers import Trainer
 
@@ -64,19 +64,32 @@ class RunLock:
         # The kernel's lock on the file counts, not that the file exists. So a run that was killed
         # leaves nothing to clean up.
         self._file = open(Path(output_dir) / LOCK, "a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "it has not written which"
-            raise InputError(
-                f"{output_dir}: another run is at work in it ({holder}); wait for it, end it, or "
-                "give another output_dir"
-            ) from None
+        _take_lock(self._file, output_dir)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
         self._file.flush()
+
+
+def check_unlocked(output_dir: str | Path) -> None:
+    """Raises InputError as RunLock does. Makes no file and keeps no lock."""
+    path = Path(output_dir) / LOCK
+    if path.exists():
+        with open(path, encoding="utf-8") as file:
+            _take_lock(file, output_dir)
+
+
+def _take_lock(file: TextIO, output_dir: str | Path) -> None:
+    """Lock the file until it is closed. Raises InputError if another process has it locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "it has not written which"
+        raise InputError(
+            f"{output_dir}: another run is at work in it ({holder}); wait for it, end it, or give "
+            "another output_dir"
+        ) from None
 
 
 def set_aside(output_dir: str | Path, start: str | None, sources: Iterable[str]) -> None:
@@ -88,11 +101,23 @@ def set_aside(output_dir: str | Path, start: str | None, sources: Iterable[str])
     start: the checkpoint that this run continues; None: a fresh start.
     sources: what this run reads. Raises InputError if it would be moved.
     """
-    agreed(lambda: _move(Path(output_dir), _outdated(Path(output_dir), start), sources))
+    agreed(lambda: _move(Path(output_dir), outdated(Path(output_dir), start, sources)))
 
 
-def _outdated(output_dir: Path, start: str | None) -> list[Path]:
-    """What set_aside moves."""
+def outdated(output_dir: Path, start: str | None, sources: Iterable[str]) -> list[Path]:
+    """What set_aside moves. Raises InputError as it does."""
+    found = _left_over(output_dir, start)
+    for source in sources:
+        if any(Path(source).resolve().is_relative_to(path.resolve()) for path in found):
+            raise InputError(
+                f"model: {source} lies in {output_dir}, where this run would take its place; give "
+                "another --output_dir"
+            )
+    return found
+
+
+def _left_over(output_dir: Path, start: str | None) -> list[Path]:
+    """What lies in the directory and does not belong to the run that goes on from `start`."""
     checkpoints = list_checkpoints(output_dir)
     if start is not None and Path(start).resolve().parent == output_dir.resolve():
         # This run continues its own directory, perhaps from a checkpoint that is not the newest.
@@ -104,21 +129,15 @@ def _outdated(output_dir: Path, start: str | None) -> list[Path]:
     return checkpoints + [path for path in left if path.exists()]
 
 
-def _move(output_dir: Path, outdated: list[Path], sources: Iterable[str]) -> None:
-    if not outdated:
+def _move(output_dir: Path, paths: list[Path]) -> None:
+    if not paths:
         return
-    for source in sources:
-        if any(Path(source).resolve().is_relative_to(path.resolve()) for path in outdated):
-            raise InputError(
-                f"model: {source} lies in {output_dir}, where this run would take its place; give "
-                "another --output_dir"
-            )
     places = (output_dir / f"earlier-{number}" for number in itertools.count(1))
     earlier = next(place for place in places if not place.exists())
     earlier.mkdir()
-    for path in outdated:
+    for path in paths:
         os.replace(path, earlier / path.name)
-    names = ", ".join(path.name for path in outdated)
+    names = ", ".join(path.name for path in paths)
     logger.warning(
         "%s of an earlier run moved to %s; remove it when it is not needed", names, earlier
     )

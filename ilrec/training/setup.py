@@ -25,7 +25,7 @@ from transformers import (
 
 from ilrec.collaborative.collator import ContinuationCollator
 from ilrec.collaborative.cross_fitting import RewardFilter
-from ilrec.config.sections import ModelConfig, TrainConfig
+from ilrec.config.sections import ModelConfig, ObjectiveConfig, TrainConfig
 from ilrec.errors import InputError
 from ilrec.model.adapters import add_adapter, add_item_tokens, load_adapter
 from ilrec.model.families import check_flattening
@@ -38,6 +38,7 @@ from ilrec.model.loading import (
 )
 from ilrec.model.objective import attach_objective
 from ilrec.model.source import ModelSource, find_model
+from ilrec.ops.backends import why_unavailable
 from ilrec.samples.batches import TokenBudgetSampler, is_flattened
 from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.collators import TrainingCollator, flattening_collator
@@ -113,10 +114,7 @@ def find_source(
     everything after this reads one kind of thing.
     """
     if not is_materialised(config.model):
-        source = find_model(config.model.model, config.model.base)
-        check_source(source)
-        task.check_learned_index(Path(source.tokenizer) / ITEM_INDEX)
-        return source
+        return named_source(config.model, task)
     # One process writes it; the others wait, and then read what it has written.
     directory = Path(config.training.output_dir) / "base"
     texts = (task.prompt.item_text(item) for item in range(task.dataset.num_items))
@@ -125,6 +123,27 @@ def find_source(
             origin = base_origin(config, task)
             materialise(config.model, directory, texts, config.training.seed, origin)
     return find_model(str(directory))
+
+
+def named_source(config: ModelConfig, task: RecommendationTask) -> ModelSource:
+    """The model that `model:` names.
+
+    Raises InputError if it is missing, an adapter of another base, or has learned other item
+    tokens.
+    """
+    source = find_model(config.model, config.base)
+    check_source(source)
+    task.check_learned_index(Path(source.tokenizer) / ITEM_INDEX)
+    return source
+
+
+def check_backend(objective: ObjectiveConfig, device: torch.device) -> None:
+    """Raises InputError if the vocabulary operation's backend cannot run on this device."""
+    unavailable = why_unavailable(
+        objective.backend, device, torch.float32, objective.negatives_from
+    )
+    if unavailable:
+        raise InputError(f"backend: {unavailable}")
 
 
 def add_tokens(
@@ -154,12 +173,14 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase,
     item_tokens: list[str],
     item_token_ids: list[int],
+    load: Callable[[ModelSource, ModelConfig], PreTrainedModel] = load_base,
 ) -> PreTrainedModel | PeftModel:
     """The base model with rows for new tokens, the adapter and the objective.
 
     item_tokens: the semantic-ID tokens as text. item_token_ids: all tokens that occur in an item.
+    load: gives the base; a dry run loads it without its weights.
     """
-    base = load_base(source, config.model)
+    base = load(source, config.model)
     new_rows = add_item_tokens(base, tokenizer)
     if source.adapter and config.model.adapter == "none":
         raise InputError(
@@ -204,13 +225,24 @@ def make_trainer(
     batch_collate = collate
     sampler = None
     if config.data.max_tokens_per_batch:
-        flash = model.config._attn_implementation == FLASH_ATTENTION
-        flattened = is_flattened(config.data.batch_layout, flash)
+        flattened = flattens(config, model)
         if flattened:
-            check_flattening(model.config)
+            flash = model.config._attn_implementation == FLASH_ATTENTION
             flatten = flattening_collator(boundaries=flash)
             batch_collate = IdentifiedCollator(with_continuations(flatten))
-        sampler = _budget_sampler(config, samples.num_tokens(), flattened, arguments)
+        sampler = TokenBudgetSampler(
+            samples.num_tokens(),
+            config.data.max_tokens_per_batch,
+            flattened,
+            config.training.seed,
+            arguments.process_index,
+            arguments.world_size,
+        )
+        logger.info(
+            "%s micro-steps an epoch and rank, %.1f%% of the tokens processed are real",
+            f"{len(sampler):,}",
+            100 * sampler.real_token_share,
+        )
 
     validation = None
     if config.training.eval_strategy != "no":
@@ -234,6 +266,27 @@ def make_trainer(
     return trainer
 
 
+def flattens(config: TrainConfig, model: PreTrainedModel | PeftModel) -> bool:
+    """Whether batches by token budget are flattened into one row. Raises InputError for a model
+    that cannot read such a row."""
+    flash = model.config._attn_implementation == FLASH_ATTENTION
+    if not is_flattened(config.data.batch_layout, flash):
+        return False
+    check_flattening(model.config)
+    return True
+
+
+def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(all, trained)"""
+    num_all = num_trained = 0
+    for parameter in model.parameters():
+        # Under ZeRO-3 a rank holds a shard; ds_numel is the size of the whole parameter.
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        num_all += size
+        num_trained += size if parameter.requires_grad else 0
+    return num_all, num_trained
+
+
 def _continuations(
     config: TrainConfig, task: RecommendationTask, builder: SampleBuilder
 ) -> Callable[[Any], Any]:
@@ -252,33 +305,8 @@ def _continuations(
     )
 
 
-def _budget_sampler(
-    config: TrainConfig, num_tokens_S: Any, flattened: bool, arguments: TrainingArguments
-) -> TokenBudgetSampler:
-    """This rank's batches by token budget. num_tokens_S: the length of each sample."""
-    sampler = TokenBudgetSampler(
-        num_tokens_S,
-        config.data.max_tokens_per_batch,
-        flattened,
-        config.training.seed,
-        arguments.process_index,
-        arguments.world_size,
-    )
-    logger.info(
-        "%s micro-steps an epoch and rank, %.1f%% of the tokens processed are real",
-        f"{len(sampler):,}",
-        100 * sampler.real_token_share,
-    )
-    return sampler
-
-
 def _log_sizes(model: torch.nn.Module, num_samples: int, task: RecommendationTask) -> None:
-    num_all = num_trained = 0
-    for parameter in model.parameters():
-        # Under ZeRO-3 a rank holds a shard; ds_numel is the size of the whole parameter.
-        size = getattr(parameter, "ds_numel", parameter.numel())
-        num_all += size
-        num_trained += size if parameter.requires_grad else 0
+    num_all, num_trained = num_parameters(model)
     logger.info(
         "%s users, %s items, %s training samples; %s parameters, %s trained",
         f"{task.dataset.num_users:,}",

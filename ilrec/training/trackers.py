@@ -71,12 +71,11 @@ class MLflow(MLflowCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float],
-        model: Any = None,
         **kwargs: Any,
     ) -> None:
+        logs = kwargs.pop("logs")
         named = {name.replace("/", "."): value for name, value in logs.items()}
-        super().on_log(args, state, control, named, model=model, **kwargs)
+        super().on_log(args, state, control, named, **kwargs)
 
 
 class EndRuns(TrainerCallback):

@@ -188,6 +188,15 @@ class ILRecTrainer(Trainer):
             checkpoints.remove_old(output_dir, self.args.save_total_limit or 0)
 
 
+def require_steps_left(output_dir: str, step: int, max_steps: int) -> None:
+    """Raises InputError if a run that goes on from this step would have ended before it."""
+    if step > max_steps:
+        raise InputError(
+            f"{output_dir}: goes on from step {step}, and this run ends at step {max_steps}; give "
+            "more max_steps or num_train_epochs, or name an earlier checkpoint with --resume"
+        )
+
+
 class RunDirectory(TrainerCallback):
     """Keeps metrics.jsonl: one line per log line of the Trainer, and one before each checkpoint."""
 
@@ -197,12 +206,7 @@ class RunDirectory(TrainerCallback):
         # The Trainer would keep the checkpoint's intervals between log lines, evaluations and
         # checkpoints. This run's own count.
         state.compute_steps(args, state.max_steps)
-        if state.global_step > state.max_steps:
-            raise InputError(
-                f"{args.output_dir}: goes on from step {state.global_step}, and this run ends at "
-                f"step {state.max_steps}; give more max_steps or num_train_epochs, or name an "
-                "earlier checkpoint with --resume"
-            )
+        require_steps_left(str(args.output_dir), state.global_step, state.max_steps)
         # Steps that this run repeats must not be in the log twice.
         if state.is_world_process_zero:
             metrics_log.keep_until(str(args.output_dir), state.global_step)

@@ -17,7 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,44 @@ def unsharded(arguments: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         set_hf_deepspeed_config(arguments.hf_deepspeed_config)
+
+
+def estimated_states(
+    zero: Mapping[str, Any], num_trained: int, largest_layer: int, per_machine: int, machines: int
+) -> tuple[int, int]:
+    """DeepSpeed's estimate of (bytes of a machine's own memory, bytes on the device of one rank)
+    for 16-bit weights that are all trained: weights, gradients, and AdamW's states in float32.
+
+    zero: the section zero_optimization. largest_layer: parameters of the largest single module,
+    which ZeRO-3 gathers whole.
+    """
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    stage = zero.get("stage", 0)
+    offload = is_offloaded(zero, "offload_optimizer")
+    if stage == 3:
+        host, device, _ = estimate_zero3_model_states_mem_needs(
+            num_trained,
+            largest_layer,
+            per_machine,
+            machines,
+            cpu_offload=offload,
+            cpu_offload_params=is_offloaded(zero, "offload_param"),
+        )
+        return host, device
+    if stage == 0:  # Nothing is divided.
+        per_machine = machines = 1
+    host, device = estimate_zero2_model_states_mem_needs(
+        num_trained, per_machine, machines, cpu_offload=offload
+    )
+    # ZeRO-1 has no estimator of its own. It does not divide the gradients, of 2 bytes each.
+    return host, device + 2 * num_trained * (stage == 1)
+
+
+def is_offloaded(zero: Mapping[str, Any], what: str) -> bool:
+    """what: offload_optimizer or offload_param."""
+    return (zero.get(what) or {}).get("device", "none") != "none"
 
 
 def register_token_rows(model: nn.Module) -> None:

@@ -1,9 +1,12 @@
 """Where a model comes from: scratch, GGUF, adapters and their base; what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from conftest import INIT
+from safetensors.torch import load_file, save_file
 from tiny_tokenizers import FAMILIES, with_added_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,7 +18,9 @@ from ilrec.model.loading import (
     load_base,
     load_tokenizer,
     materialise,
+    skeleton_base,
     train_tokenizer,
+    write_skeleton,
 )
 from ilrec.model.source import ModelSource, find_model
 
@@ -28,8 +33,6 @@ def test_scratch_model_is_a_plain_directory(base):
 
 
 def test_scratch_is_the_same_for_the_same_seed(tmp_path):
-    from conftest import INIT
-
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         materialise(ModelConfig(init=INIT), tmp_path / name, ["red blue"], seed)
     weights = {}
@@ -51,6 +54,39 @@ def test_gguf_becomes_a_plain_directory(base, tmp_path):
     ids = torch.tensor([load_tokenizer(source)("red guitar")["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gguf", "scratch"])
+def test_a_skeleton_has_the_model_without_its_weights(kind, base, tmp_path):
+    """The same configuration, tokenizer and parameters as the directory that is written whole."""
+    config = ModelConfig(init=INIT)
+    if kind == "gguf":
+        config = ModelConfig(model=str(write_gguf(base, tmp_path / "model.gguf")))
+    texts = ["red blue guitar"]
+    materialise(config, tmp_path / "whole", texts, seed=0)
+    write_skeleton(config, tmp_path / "skeleton", texts, seed=0)
+    whole, skeleton = (find_model(str(tmp_path / name)) for name in ("whole", "skeleton"))
+    assert not list((tmp_path / "skeleton").glob("*.safetensors"))
+
+    shapes = {name: p.shape for name, p in load_base(whole, config).named_parameters()}
+    empty = dict(skeleton_base(skeleton, config).named_parameters())
+    assert {name: p.shape for name, p in empty.items()} == shapes
+    assert {p.device.type for p in empty.values()} == {"meta"}
+    assert load_tokenizer(skeleton).get_vocab() == load_tokenizer(whole).get_vocab()
+
+
+def test_headers_alone_tell_what_is_missing(base, tmp_path):
+    """On "meta" no value is read, and a missing tensor is still found."""
+    config = ModelConfig(model=str(base))
+    model = load_base(ModelSource(base=str(base)), config, device="meta")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+    broken = shutil.copytree(base, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="model.norm.weight"):
+        load_base(ModelSource(base=str(broken)), config, device="meta")
 
 
 def write_gguf(base, path):
