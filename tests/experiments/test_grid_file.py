@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 
 from ilrec.errors import InputError
+from ilrec.experiments import grid, plan
 from ilrec.experiments.grid_file import read_grid
 
 SFT = {"recipe": "ilrec/recipes/sft.yaml", "fields": {"model": "base", "num_train_epochs": 2}}
@@ -117,3 +118,15 @@ def test_a_row_given_twice_is_refused(tmp_path):
 def test_shipped_grids_are_sound(path, tmp_path):
     grid = read_grid(path, data=str(tmp_path))
     assert grid.listed and grid.compare
+
+
+def test_without_a_checkout_the_package_s_files_are_found(tmp_path, monkeypatch):
+    """Other paths are then those of the current directory, where commands run, too."""
+    monkeypatch.setattr(grid, "ROOT", tmp_path)
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    assert grid.place("mine.yaml") == tmp_path / "mine.yaml"
+    assert plan.from_root("mine.yaml") == "mine.yaml"
+    recipe, script = "ilrec/recipes/sft.yaml", "ilrec/train.py"
+    assert grid.place(recipe) == ROOT / recipe
+    assert plan.from_root(script) == str(ROOT / script)
