@@ -36,6 +36,7 @@ ALLOWED = {
         "model",
         "collaborative",
     },
+    "commands": {"files", "config", "ranking", "training"},
     "merging": {"files", "weights", "model", "training"},
 }
 ENTRIES = {"", "train", "rank"}
