@@ -126,7 +126,7 @@ def test_tables_of_the_other_metrics_and_of_groups():
     ]
     groups = {"3 to 5": {"num_cases": 1200, "hit@5": 0.25}, "cold": {"num_targets": 0}}
     assert format_groups(groups, ["hit@5"]).splitlines() == [
-        "                       Hit@5",
-        "3 to 5 (1,200 cases)  0.2500",
-        "cold (0 targets)           -",
+        "                         Hit@5",
+        "3 to 5 (1,200 cases)    0.2500",
+        "cold (0 targets)             -",
     ]
