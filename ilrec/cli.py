@@ -31,6 +31,7 @@ COMMANDS = {
     "rank": Command("ilrec.rank:main", "rank the full catalogue for every user"),
     "merge": Command("ilrec.commands.merge:main", "merge an adapter into its base model"),
     "average": Command("ilrec.commands.average:main", "average the weights of several models"),
+    "compare": Command("ilrec.commands.compare:main", "paired comparisons of rankings"),
     "report": Command("ilrec.commands.report:main", "draw the table and the picture of runs"),
     "experiment": Command("ilrec.commands.experiment:main", "train and rank a grid of methods"),
 }

@@ -1,4 +1,4 @@
-"""Rank the full catalogue for every user: Hit@K and NDCG@K by trie-constrained beam search.
+"""Rank the full catalogue for every user by trie-constrained beam search, and measure the lists.
 
     # one process
     ilrec rank --model runs/stage2/final --data DIR --split test --num_beams 20
@@ -7,9 +7,10 @@
     deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR
 
 --model is the final/ of a run (adapter or full model) or a merged model. Two files are written
-beside the model's weights, or at --output: ranking.json (metrics, and the protocol that they were
-measured under) and ranking.npy (the target's rank for each user). Older ones are replaced, both or
-neither. Each user, or each of --num_users, is ranked exactly once.
+beside the model's weights, or at --output: ranking.json (metrics, also of groups, and the protocol
+that they were measured under) and ranking.npz (the rank of every target). Older ones are replaced,
+both or neither. Each user, or each of --num_users, is ranked exactly once. docs/metrics.md defines
+the metrics.
 """
 
 from __future__ import annotations
@@ -29,27 +30,40 @@ from ilrec.config.parsers import rank_parser
 if __name__ == "__main__":
     answer_help(rank_parser(__doc__))
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ilrec.config.loading import build_section
 from ilrec.config.sections import DataConfig, ModelConfig
 from ilrec.errors import InputError
 from ilrec.files.reading import read_yaml
+from ilrec.items.embeddings import read_embeddings
 from ilrec.model.adapters import add_item_tokens, load_adapter
 from ilrec.model.loading import load_base, load_tokenizer
 from ilrec.model.source import ModelSource, find_model
 from ilrec.processes import joining_ranks, rank, run_entry, world_size
+from ilrec.ranking.beyond_accuracy import Distance, cosine_distance, prefix_distance
 from ilrec.ranking.candidates import choose_candidates
 from ilrec.ranking.case_lists import evenly_spread, rank_cases
-from ilrec.ranking.metrics import ranking_metrics, target_ranks_from_lists
-from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, protocol_of, write_ranking
+from ilrec.ranking.measuring import GROUPED_BY, Measured, measure
+from ilrec.ranking.metrics import target_ranks_from_lists
+from ilrec.ranking.results import (
+    CUTOFFS,
+    check_ranking,
+    compared_columns,
+    format_cutoffs,
+    format_groups,
+    format_table,
+    protocol_of,
+    targets_digest,
+    write_ranking,
+)
 from ilrec.ranking.score_head import score_in_float32
 from ilrec.samples.prefixes import EvaluationSamples
-from ilrec.samples.task import ITEM_INDEX, item_trie, load_task
+from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie, load_task
 from ilrec.training.recorded_base import check_source
 
 # --flag: its smallest value.
@@ -62,6 +76,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value < least:
             raise InputError(f"--{name}: expected {least} or more, got {value}")
+    arguments.by = [name for name in arguments.by.split(",") if name]
+    for name in arguments.by:
+        if name not in GROUPED_BY:
+            raise InputError(f"--by: expected {' or '.join(GROUPED_BY)}, got {name!r}")
     return arguments
 
 
@@ -121,6 +139,17 @@ def load_trained(
     return model
 
 
+def item_distance(task: RecommendationTask, embeddings: str | None) -> tuple[Distance | None, str]:
+    """(how far apart two items are, what that is measured over). None for items without semantic
+    IDs and embeddings."""
+    if embeddings:
+        vectors = read_embeddings(Path(embeddings), task.dataset.item_ids)
+        return cosine_distance(vectors), "embeddings"
+    if task.semantic_ids is not None:
+        return prefix_distance(task.semantic_ids), "semantic IDs"
+    return None, "nothing"
+
+
 def main(argv: list[str]) -> None:
     # Mistakes of the user are found first, before a model is read.
     arguments = parse_arguments(argv)
@@ -129,6 +158,7 @@ def main(argv: list[str]) -> None:
         check_ranking(output)
     config = data_config(arguments.model, arguments.data)
     task = load_task(config)
+    distance, diversity_over = item_distance(task, arguments.embeddings)
     device = start_processes()
 
     # The model. The sample builder comes before it, because it refuses a wrong tokenizer.
@@ -158,15 +188,18 @@ def main(argv: list[str]) -> None:
         device,
         candidates,
     )
-    targets_C = torch.from_numpy(cases.next_items())
-    target_ranks = target_ranks_from_lists(items_CK, scores_CK, targets_C)
     if rank() != 0:
         return
+
+    # A list of num_beams items says nothing about a larger K.
+    cutoffs = [k for k in CUTOFFS if k <= arguments.num_beams]
+    target_ranks = target_ranks_from_lists(items_CK.numpy(), scores_CK.numpy(), cases)
+    measured = measure(task.dataset, cases, items_CK.numpy(), target_ranks, cutoffs, distance)
 
     # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
     protocol = protocol_of(
         arguments.split,
-        len(target_ranks),
+        len(np.unique(cases.users)),
         candidates,
         task.dataset.num_items,
         num_beams=arguments.num_beams,
@@ -174,22 +207,24 @@ def main(argv: list[str]) -> None:
         checkpoint=str(Path(arguments.model).resolve()),
         dtype=str(model.dtype).split(".")[-1],
         score_dtype="float32",
+        diversity_over=diversity_over,
+        targets_sha256=targets_digest(cases),
         **task.dataset.numbering(users),
     )
     name = Path(arguments.model).parent.name or arguments.model
-    _report(name, output, protocol, target_ranks)
-
-
-def _report(name: str, output: Path, protocol: dict, target_ranks: Tensor) -> None:
-    """Write the files and print the table."""
-    # A list of num_beams items says nothing about a larger K.
-    cutoffs = tuple(k for k in CUTOFFS if k <= protocol["num_beams"])
-    metrics = ranking_metrics(target_ranks, cutoffs)
     try:
-        write_ranking(output, metrics, protocol, target_ranks)
+        write_ranking(output, measured, protocol, target_ranks)
     finally:
-        # The table is printed even if the files cannot be written: the work must not be lost.
-        print(format_table({name: metrics}, tuple(metrics)), flush=True)
+        # The tables are printed even if the files cannot be written: the work must not be lost.
+        print_tables(name, measured, arguments.by)
+
+
+def print_tables(name: str, measured: Measured, grouped_by: list[str]) -> None:
+    columns = compared_columns(measured.metrics)
+    print(format_table({name: measured.metrics}, columns))
+    print(f"\n{format_cutoffs(measured.metrics)}", flush=True)
+    for by in grouped_by:
+        print(f"\nby {by}\n{format_groups(measured.groups[by], columns)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ ALLOWED = {
         "model",
         "collaborative",
     },
+    "commands": {"files", "config", "ranking", "training"},
     "merging": {"files", "weights", "model", "training"},
 }
 # Experiments run the whole house, so they may import everything that is no entry.

@@ -12,13 +12,15 @@ import pytest
 import torch
 import yaml
 from command_words import flags
-from conftest import ROOT, launch
+from conftest import NUM_ITEMS, ROOT, launch
 from safetensors.torch import load_file, save_file
 
 from ilrec.config.sections import DTYPES
 from ilrec.errors import InputError
+from ilrec.items.embeddings import write_embeddings
 from ilrec.rank import data_config, main
 from ilrec.ranking.case_lists import progress
+from ilrec.ranking.results import read_ranking
 from ilrec.train import train
 
 SFT = ROOT / "ilrec/recipes/sft.yaml"
@@ -38,14 +40,18 @@ def rank(model: Path, *words: str) -> None:
 
 @pytest.mark.parametrize(
     "failing",
-    ["ilrec.files.outputs.os.replace", "ilrec.ranking.results.np.save", "pathlib.Path.write_text"],
+    [
+        "ilrec.files.outputs.os.replace",
+        "ilrec.ranking.results.np.savez_compressed",
+        "pathlib.Path.write_text",
+    ],
 )
 def test_what_cannot_be_written_is_still_printed(trained, tmp_path, monkeypatch, capsys, failing):
     """The table is printed, one message follows, and both older files stay."""
     output = tmp_path / "there" / "ranking.json"
     output.parent.mkdir()
     output.write_text("older")
-    output.with_suffix(".npy").write_text("older ranks")
+    output.with_suffix(".npz").write_text("older ranks")
 
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
@@ -57,7 +63,7 @@ def test_what_cannot_be_written_is_still_printed(trained, tmp_path, monkeypatch,
     monkeypatch.undo()
     assert "Hit@5" in capsys.readouterr().out
     left = {path.name: path.read_text() for path in output.parent.iterdir()}
-    assert left == {"ranking.json": "older", "ranking.npy": "older ranks"}
+    assert left == {"ranking.json": "older", "ranking.npz": "older ranks"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,7 +73,33 @@ def test_the_precision_is_chosen_and_recorded(trained, tmp_path, dtype):
     weights = {"auto": "bfloat16" if torch.cuda.is_available() else "float32"}.get(dtype, dtype)
     assert protocol["dtype"] == weights
     assert protocol["score_dtype"] == "float32"
-    assert len(np.load(tmp_path / "r.npy")) == protocol["num_users"] == 30
+    ranks = read_ranking(tmp_path / "r.json").target_ranks
+    assert len(ranks.ranks) == protocol["num_users"] == 30
+
+
+def test_groups_are_printed_and_written(trained, tmp_path, capsys):
+    """Users have histories of 2 to 6 training items. Embeddings replace the semantic IDs in which
+    the diversity is measured."""
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 4))
+    names = [str(item) for item in range(NUM_ITEMS)]
+    write_embeddings(tmp_path / "e.npy", vectors, names)
+    diversity = {}
+    for words in ([], ["--embeddings", str(tmp_path / "e.npy")]):
+        rank(trained, "--output", str(tmp_path / "r.json"), "--by", "history,popularity", *words)
+        ranking = read_ranking(tmp_path / "r.json")
+        diversity[ranking.protocol["diversity_over"]] = ranking.measured.metrics["diversity@5"]
+    assert (
+        0 < diversity["semantic IDs"] < 1 and diversity["semantic IDs"] != diversity["embeddings"]
+    )
+
+    groups = ranking.measured.groups
+    assert sum(group["num_cases"] for group in groups["history"].values()) == 30
+    assert sum(group["num_targets"] for group in groups["popularity"].values()) == 30
+    printed = capsys.readouterr().out
+    for words in ("by history", "cases)", "by popularity", "head (", "coverage", "MRR"):
+        assert words in printed
+    with pytest.raises(InputError, match="--by: expected history or popularity, got 'age'"):
+        rank(trained, "--by", "history,age")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,6 +22,7 @@ from ilrec.model.loading import load_base, load_tokenizer
 from ilrec.model.objective import attach_objective
 from ilrec.model.source import find_model
 from ilrec.rank import main as rank_main
+from ilrec.ranking.results import read_ranking
 from ilrec.samples.collators import TrainingCollator
 from ilrec.samples.task import load_task
 from ilrec.train import train
@@ -96,14 +96,15 @@ def test_every_item_supervised(item_format, data, base, tmp_path, sasrec):
         assert line["loss/preference"] > 0
 
     rank_main(flags(model=final, num_beams=5))
-    every = np.load(final / "ranking.npy")
+    every = read_ranking(final / "ranking.json").target_ranks.ranks
     assert len(every) == NUM_USERS
     assert json.loads((final / "ranking.json").read_text())["protocol"]["num_users"] == NUM_USERS
 
     # Four users, evenly spread, have the ranks that they have among all.
     rank_main(flags(model=final, num_beams=5, num_users=4, output=tmp_path / "some.json"))
     step = NUM_USERS // 4
-    assert np.load(tmp_path / "some.npy").tolist() == every[: 4 * step : step].tolist()
+    some = read_ranking(tmp_path / "some.json").target_ranks.ranks
+    assert some.tolist() == every[: 4 * step : step].tolist()
 
 
 def test_from_scratch_with_all_parameters(data, tmp_path):

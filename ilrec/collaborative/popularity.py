@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ilrec.ranking.groups import interaction_counts
+
 
 def popularity_scores(
     train_sequences: Sequence[Sequence[int] | np.ndarray], num_items: int
 ) -> np.ndarray:
     """Interactions of each item, float64 [I]."""
-    chosen = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in train_sequences])
-    return np.bincount(chosen, minlength=num_items).astype(np.float64)
+    return interaction_counts(train_sequences, num_items).astype(np.float64)

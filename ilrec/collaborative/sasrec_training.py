@@ -27,8 +27,8 @@ from ilrec.collaborative.sasrec import (
 )
 from ilrec.config.sasrec import SASRecConfig
 from ilrec.errors import InputError
-from ilrec.ranking.candidates import choose_candidates, first_repeat, target_ranks_by_scores
-from ilrec.ranking.metrics import ranking_metrics
+from ilrec.ranking.candidates import choose_candidates, first_repeat, scored_batches
+from ilrec.ranking.metrics import TargetRanks, ranking_metrics, ranks_from_scores
 
 VALIDATION_CUTOFF = 10
 
@@ -179,14 +179,13 @@ def _candidates(sequences: Sequences, wanted: str) -> str:
 
 def _ndcg(model: SASRec, histories: Sequences, targets: Sequence[int] | np.ndarray) -> float:
     """NDCG@10 against the full catalogue. A tie counts against the target."""
+    of_each = list(np.asarray(targets)[:, None])  # One target for each user.
     # Seen items have probability 0 already if they are no candidates.
-    ranks_U = target_ranks_by_scores(
-        histories,
-        np.asarray(targets),
-        lambda batch: model.item_probabilities(batch).cpu(),
-        candidates="all",
-    )
-    return ranking_metrics(ranks_U, (VALIDATION_CUTOFF,))[f"ndcg@{VALIDATION_CUTOFF}"]
+    ranks = []
+    for batch, scores_BI in scored_batches(histories, model.item_probabilities, "all"):
+        ranks.append(ranks_from_scores(scores_BI.numpy(), of_each[batch]))
+    target_ranks = TargetRanks.one_each(np.concatenate(ranks))
+    return ranking_metrics(target_ranks, (VALIDATION_CUTOFF,))[f"ndcg@{VALIDATION_CUTOFF}"]
 
 
 def _windows(sequences: Sequences, max_history_items: int) -> Tensor:

@@ -34,9 +34,17 @@ from ilrec.files.reading import read_yaml
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.reading import read_interactions
 from ilrec.items.embeddings import write_embeddings
-from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
-from ilrec.ranking.metrics import ranking_metrics
-from ilrec.ranking.results import CUTOFFS, format_table, protocol_of, write_ranking
+from ilrec.ranking.candidates import choose_candidates, rank_by_scores
+from ilrec.ranking.measuring import Measured, measure
+from ilrec.ranking.metrics import TargetRanks
+from ilrec.ranking.results import (
+    CUTOFFS,
+    compared_columns,
+    format_table,
+    protocol_of,
+    targets_digest,
+    write_ranking,
+)
 
 logger = logging.getLogger("ilrec.sasrec")
 
@@ -85,20 +93,26 @@ def sasrec_config(path: str | None, overrides: dict) -> SASRecConfig:
     return build_section(SASRecConfig, values)
 
 
-def measure(
+def rank_test_users(
     dataset: InteractionDataset, score: Callable[[Any], torch.Tensor], name: str
-) -> tuple[dict[str, float], dict[str, Any], torch.Tensor]:
+) -> tuple[Measured, dict[str, Any], TargetRanks]:
     """Ranks every test user's target against the full catalogue.
 
-    score(histories) -> [B, I]. Returns metrics, protocol and ranks, as write_ranking takes them.
+    score(histories) -> [B, I]. Returns what write_ranking takes.
     """
     candidates = choose_candidates("auto", dataset.sequences)
     cases = dataset.evaluation("test")
-    ranks = target_ranks_by_scores(cases.histories, cases.next_items(), score, candidates)
+    items_CK, target_ranks = rank_by_scores(cases, score, candidates, max(CUTOFFS))
     protocol = protocol_of(
-        "test", len(ranks), candidates, dataset.num_items, method=name, **dataset.numbering()
+        "test",
+        dataset.num_users,
+        candidates,
+        dataset.num_items,
+        method=name,
+        targets_sha256=targets_digest(cases),
+        **dataset.numbering(),
     )
-    return ranking_metrics(ranks, CUTOFFS), protocol, ranks
+    return measure(dataset, cases, items_CK, target_ranks, CUTOFFS), protocol, target_ranks
 
 
 def main(argv: list[str]) -> None:
@@ -115,10 +129,10 @@ def main(argv: list[str]) -> None:
     folds = train_folds(training, dataset.num_items, config, valid, logger.info)
     # Popularity is what every recommender has to beat.
     popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items))
-    popularity = measure(
+    popularity = rank_test_users(
         dataset, lambda histories: popularity_I.expand(len(histories), -1), "popularity"
     )
-    sasrec = measure(dataset, model.item_probabilities, "SASRec")
+    sasrec = rank_test_users(dataset, model.item_probabilities, "SASRec")
 
     # The table is printed even if the files cannot be written: training took long.
     try:
@@ -130,5 +144,5 @@ def main(argv: list[str]) -> None:
         write_ranking(arguments.output / "popularity.json", *popularity)
         write_ranking(arguments.output / "ranking.json", *sasrec)
     finally:
-        metrics = {"popularity": popularity[0], "SASRec": sasrec[0]}
-        print(format_table(metrics, tuple(sasrec[0])), flush=True)
+        metrics = {"popularity": popularity[0].metrics, "SASRec": sasrec[0].metrics}
+        print(format_table(metrics, compared_columns(metrics["SASRec"])), flush=True)

@@ -64,6 +64,17 @@ def rank_parser(description: str | None) -> ArgumentParser:
         default=0,
         help="only so many users, evenly spread over the data's; 0: all",
     )
+    parser.add_argument(
+        "--by",
+        default="",
+        metavar="WHAT[,WHAT]",
+        help="also print the metrics of groups by history or popularity (docs/metrics.md)",
+    )
+    parser.add_argument(
+        "--embeddings",
+        help="FILE.npy with FILE.ids.json: the diversity of lists is measured over these item "
+        "embeddings (default: over semantic IDs)",
+    )
     parser.add_argument("--base", default="", help="the adapter's base model, if it has been moved")
     parser.add_argument(
         "--dtype",

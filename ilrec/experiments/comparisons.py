@@ -13,7 +13,8 @@ import numpy as np
 from ilrec.errors import InputError
 from ilrec.experiments.grid import Grid
 from ilrec.experiments.results import Result
-from ilrec.ranking.comparison import gains_per_user, holm, paired_bootstrap
+from ilrec.ranking.comparison import holm, paired_difference
+from ilrec.ranking.metrics import TargetRanks, values_per_case
 
 COMPARED = ("ndcg@10", "hit@10")
 # Fields of a ranking's protocol: whose ranks these are, and among which items.
@@ -94,10 +95,12 @@ def compare_runs(
     names: tuple[str, str], first: Sequence[Result], second: Sequence[Result], metric: str
 ) -> Comparison:
     """One comparison on its own; its p is not adjusted yet."""
-    first_U = np.mean([gains_per_user(result.ranks_U, metric) for result in first], axis=0)
-    second_U = np.mean([gains_per_user(result.ranks_U, metric) for result in second], axis=0)
-    difference = float(np.mean(first_U - second_U))
-    relative = difference / second_U.mean() if second_U.any() else float("nan")
-    low, high, p = paired_bootstrap(first_U - second_U)
+    found = paired_difference(mean_over_seeds(first, metric), mean_over_seeds(second, metric))
     num_seeds = (len(first), len(second))
-    return Comparison(*names, metric, num_seeds, difference, relative, low, high, p, p)
+    return Comparison(*names, metric, num_seeds, *found, found.p)
+
+
+def mean_over_seeds(results: Sequence[Result], metric: str) -> np.ndarray:
+    """Each user's value of the metric: float64 [U]."""
+    values = [values_per_case(TargetRanks.one_each(result.ranks_U), metric) for result in results]
+    return np.mean(values, axis=0)

@@ -11,7 +11,7 @@ SASRec.
 The protocol is that of ilrec/rank.py: every item is a candidate, but those of the history if no
 user of the data has an item twice; the history is all items before the target; ties count against
 the target. Counts and similarities are taken from the training items alone. Writes the metrics and,
-beside them, NAME.npy with the target's rank for each user. Item-kNN needs `pip install implicit`.
+beside them, NAME.npz with the rank of every target. Item-kNN needs `pip install implicit`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,18 @@ from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
 from ilrec.interactions.reading import read_interactions
+from ilrec.items.embeddings import read_embeddings
 from ilrec.processes import run_entry
-from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
-from ilrec.ranking.metrics import ranking_metrics
+from ilrec.ranking.beyond_accuracy import cosine_distance
+from ilrec.ranking.candidates import choose_candidates, rank_by_scores
+from ilrec.ranking.measuring import measure
 from ilrec.ranking.results import (
     CUTOFFS,
     check_ranking,
+    compared_columns,
     format_table,
     protocol_of,
+    targets_digest,
     write_ranking,
 )
 
@@ -124,6 +128,12 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
         default="",
         help="directory that `ilrec sasrec` wrote, for --method sasrec",
     )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        help="FILE.npy with FILE.ids.json: also measure the diversity of lists over these item "
+        "embeddings",
+    )
     parser.add_number(
         "--k_core",
         int,
@@ -153,25 +163,31 @@ def main(argv: list[str]) -> None:
 
     # One way for all methods: scores of every item, then the rank of the target among them.
     dataset = read_interactions(arguments.data, arguments.k_core)
+    distance = None
+    if arguments.embeddings:
+        distance = cosine_distance(read_embeddings(arguments.embeddings, dataset.item_ids))
     scorer = make_scorer(arguments, config, dataset)
     candidates = choose_candidates(arguments.candidates, dataset.sequences)
     cases = dataset.evaluation(arguments.split)
-    ranks_U = target_ranks_by_scores(cases.histories, cases.next_items(), scorer, candidates)
-    metrics = ranking_metrics(ranks_U, CUTOFFS)
+    items_CK, target_ranks = rank_by_scores(cases, scorer, candidates, max(CUTOFFS))
+    measured = measure(dataset, cases, items_CK, target_ranks, CUTOFFS, distance)
     protocol = protocol_of(
         arguments.split,
-        len(ranks_U),
+        dataset.num_users,
         candidates,
         dataset.num_items,
         method=arguments.method,
+        diversity_over="embeddings" if distance else "nothing",
+        targets_sha256=targets_digest(cases),
         **dataset.numbering(),
     )
     protocol |= {name: getattr(config, name) for name in fields}
     try:
-        write_ranking(arguments.output, metrics, protocol, ranks_U)
+        write_ranking(arguments.output, measured, protocol, target_ranks)
     finally:
         # The figures are printed even if they could not be written.
-        print(format_table({arguments.method: metrics}, tuple(metrics)), flush=True)
+        columns = compared_columns(measured.metrics)
+        print(format_table({arguments.method: measured.metrics}, columns), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ilrec.config.loading import load_config
 from ilrec.errors import InputError
 from ilrec.files.outputs import whole_file, write_text
 from ilrec.files.reading import read_json
+from ilrec.ranking.results import smallest
 from ilrec.training.metrics_log import METRICS_LOG, read_steps
 
 # What is kept of a training curve: these entries of a log line, at so many of its points.
@@ -216,8 +217,3 @@ def without_places(ranking: Mapping[str, Any]) -> dict[str, Any]:
     """The ranking without what differs from machine to machine."""
     protocol = {name: value for name, value in ranking["protocol"].items() if name not in PLACES}
     return {**ranking, "protocol": protocol}
-
-
-def smallest(ranks_U: np.ndarray) -> np.ndarray:
-    """The ranks in the smallest unsigned type that holds them."""
-    return ranks_U.astype(np.min_scalar_type(int(ranks_U.max(initial=0))))

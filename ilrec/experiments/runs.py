@@ -27,6 +27,7 @@ from ilrec.files.plain_yaml import to_yaml
 from ilrec.files.reading import read_json
 from ilrec.files.steps import ResumableStep
 from ilrec.processes import device_name, environment
+from ilrec.ranking.results import read_ranking
 
 # Where and when a step ran: of its marker, what is kept with the result.
 WHERE_AND_WHEN = ("commit", "machine", "finished")
@@ -172,7 +173,14 @@ class Experiment:
                 trained.clears,
                 {name: marker[name] for name in WHERE_AND_WHEN},
             )
-        # The ranking, with each user's rank.
+        # The ranking, with the rank of each user's one target.
+        ranking = read_ranking(step.product)
+        ranks = ranking.target_ranks
+        if len(np.unique(ranks.users)) < len(ranks.ranks):
+            raise InputError(
+                f"{step.product}: some users have several targets, and results hold one for each; "
+                "expected data that is split leave-one-out"
+            )
         marker = read_marker(step)
         facts = {name: marker[name] for name in ("seconds", *WHERE_AND_WHEN)}
         self.kept.save(
@@ -181,8 +189,8 @@ class Experiment:
             self.plan.grid.split,
             self.plan.contents[step.row, step.seed],
             training,
-            {**read_json(step.product), **facts},
-            np.load(step.product.with_suffix(".npy")),
+            {"metrics": ranking.measured.metrics, "protocol": ranking.protocol, **facts},
+            ranks.ranks,
         )
 
     def time_left(self, left: list[Step]) -> str:

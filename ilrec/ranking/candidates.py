@@ -4,25 +4,28 @@ Reviews and ratings name an item once for each user, so the next item is never o
 purchase or a play may come again. All methods of a table follow one rule: `auto` leaves the history
 out if no user of the data has an item twice.
 
-Shapes: U users of the data, B users of a batch, K ranked items, I items.
+Shapes: C cases, B cases of a batch, T targets, K ranked items, I items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ilrec.ranking.metrics import target_ranks_from_scores
+from ilrec.interactions.cases import Cases
+from ilrec.ranking.metrics import TargetRanks, flat_targets, ranks_from_scores
 
-# The scores of a batch are this many users times the catalogue.
-USERS_PER_BATCH = 256
+# The scores of a batch are this many cases times the catalogue.
+CASES_PER_BATCH = 256
 
 # One array or sequence of item numbers for each user.
 Histories = Sequence[Any]
+# From the histories of B cases to a score for each item: [B, I].
+Score = Callable[[Any], Tensor]
 
 
 def choose_candidates(wanted: str, sequences: Histories) -> str:
@@ -58,19 +61,38 @@ def drop_history_from_scores(scores_BI: Tensor, histories: Histories) -> Tensor:
     return scores_BI
 
 
-def target_ranks_by_scores(
-    histories: Histories, targets_U: np.ndarray, score: Callable[[Any], Tensor], candidates: str
-) -> Tensor:
-    """The target's rank for each user, by a method that scores every item: int64 [U].
+def rank_by_scores(
+    cases: Cases, score: Score, candidates: str, list_length: int
+) -> tuple[np.ndarray, TargetRanks]:
+    """(lists, ranks) by a method that scores every item: the best items of each case, best first,
+    int64 [C, K] (-1 where there are no more), and the rank of each target among all candidates.
 
-    score(histories of B users) -> [B, I]. candidates: all or unseen.
+    candidates: all or unseen.
     """
-    ranks = []
-    for start in range(0, len(targets_U), USERS_PER_BATCH):
-        users = slice(start, start + USERS_PER_BATCH)
-        scores_BI = score(histories[users])
+    lists, ranks = [], []
+    for batch, scores_BI in scored_batches(cases.histories, score, candidates):
+        ranks.append(ranks_from_scores(scores_BI.numpy(), cases.targets[batch]))
+        lists.append(_best_items(scores_BI, list_length))
+    number_T, _ = flat_targets(cases.targets)
+    return np.concatenate(lists), TargetRanks(np.concatenate(ranks), number_T, cases.users)
+
+
+def _best_items(scores_BI: Tensor, list_length: int) -> np.ndarray:
+    """The items with the highest scores, best first: int64 [B, list_length], -1 where there are no
+    more candidates."""
+    best = scores_BI.topk(min(list_length, scores_BI.shape[1]))
+    items_BK = best.indices.new_full((len(scores_BI), list_length), -1)
+    items_BK[:, : best.indices.shape[1]] = best.indices.masked_fill(best.values == -torch.inf, -1)
+    return items_BK.numpy()
+
+
+def scored_batches(
+    histories: Histories, score: Score, candidates: str
+) -> Iterator[tuple[slice, Tensor]]:
+    """(which histories, their scores [B, I] on the CPU), -inf for what is no candidate."""
+    for start in range(0, len(histories), CASES_PER_BATCH):
+        batch = slice(start, start + CASES_PER_BATCH)
+        scores_BI = score(histories[batch]).cpu()
         if candidates == "unseen":
-            scores_BI = drop_history_from_scores(scores_BI, histories[users])
-        targets_B = torch.from_numpy(targets_U[users])
-        ranks.append(target_ranks_from_scores(scores_BI, targets_B))
-    return torch.cat(ranks)
+            scores_BI = drop_history_from_scores(scores_BI, histories[batch])
+        yield batch, scores_BI

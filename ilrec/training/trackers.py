@@ -66,14 +66,15 @@ class MLflow(MLflowCallback):
     exclude each other there, and all that is logged with them would be lost.
     """
 
-    def on_log(
+    # The integrations of transformers take more than their base class names.
+    def on_log(  # type: ignore[override]
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        logs: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        logs = kwargs.pop("logs")
         named = {name.replace("/", "."): value for name, value in logs.items()}
         super().on_log(args, state, control, named, **kwargs)
 

@@ -15,6 +15,9 @@ from conftest import INIT, launch
 
 from ilrec.commands.experiment import main, seconds
 from ilrec.errors import InputError
+from ilrec.ranking.measuring import Measured
+from ilrec.ranking.metrics import TargetRanks
+from ilrec.ranking.results import write_ranking
 
 SFT = {"recipe": "ilrec/recipes/sft.yaml", "fields": {"init": INIT, "max_steps": 2}}
 JOINT = {
@@ -58,10 +61,9 @@ class Pretended:
         protocol["data"] = "/far/away"
         if "--num_beams" in words:
             protocol["num_beams"] = int(words["--num_beams"])
-        content = {"metrics": {"hit@10": 1 / 3, "ndcg@10": 0.15}, "protocol": protocol}
-        output = Path(words["--output"])
-        output.write_text(json.dumps(content))
-        np.save(output.with_suffix(".npy"), np.arange(1, 31))
+        measured = Measured({"hit@10": 1 / 3, "ndcg@10": 0.15}, {})
+        ranks = TargetRanks.one_each(np.arange(1, 31))
+        write_ranking(words["--output"], measured, protocol, ranks)
 
     def train(self, words: dict[str, str]) -> None:
         settings = yaml.safe_load(Path(words["--config"]).read_text())

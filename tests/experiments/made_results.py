@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ilrec.experiments.grid import Grid, Row
 from ilrec.experiments.results import Result
-from ilrec.ranking.metrics import ranking_metrics
+from ilrec.ranking.metrics import TargetRanks, ranking_metrics
 
 NUMBERING = {"users_sha256": "u", "items_sha256": "i"}
 
@@ -22,7 +21,7 @@ def result(directory: Path, name: str, seed: int, ranks_U: np.ndarray, **protoco
     return Result(
         place=directory / f"{name}-{seed}.json",
         seed=seed,
-        metrics=ranking_metrics(torch.from_numpy(ranks_U), (1, 5, 10, 20)),
+        metrics=ranking_metrics(TargetRanks.one_each(ranks_U), (1, 5, 10, 20)),
         protocol={"num_users": len(ranks_U), "num_items": 100, **NUMBERING, **protocol},
         ranks_U=ranks_U,
         curve=curve,

@@ -16,6 +16,7 @@ from ilrec.config.sasrec import SASRecConfig
 from ilrec.errors import InputError
 from ilrec.experiments.rank_baselines import ItemKNNConfig, item_knn, main, popularity
 from ilrec.interactions.reading import read_interactions
+from ilrec.ranking.results import read_ranking
 
 
 def rank(method: str, data: Path, output: Path, *words: str) -> None:
@@ -50,7 +51,7 @@ def test_command_writes_metrics_and_ranks(method, data, tmp_path):
     output = tmp_path / "valid.json"
     rank(method, data, output, "--split", "valid")
     content = json.loads(output.read_text())
-    ranks = np.load(tmp_path / "valid.npy")
+    ranks = read_ranking(output).target_ranks.ranks
     assert content["protocol"]["split"] == "valid"
     assert content["protocol"]["num_users"] == len(ranks)
     assert content["metrics"]["hit@10"] == pytest.approx((ranks <= 10).mean())

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from command_words import flags
@@ -20,6 +19,7 @@ from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
 from ilrec.rank import data_config
 from ilrec.rank import main as rank_main
+from ilrec.ranking.results import read_ranking
 from ilrec.samples.task import load_task
 from ilrec.train import train
 
@@ -81,7 +81,7 @@ def merged(final: Path) -> Path:
 def ranked(model: Path) -> list[int]:
     """The targets' ranks by ilrec/rank.py, with as many beams as items."""
     rank_main(flags(model=model, num_beams=NUM_ITEMS, batch_size=7, num_users=NUM_RANKED))
-    return np.load(model / "ranking.npy").tolist()
+    return read_ranking(model / "ranking.json").target_ranks.ranks.tolist()
 
 
 @torch.no_grad()

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from ilrec.interactions.cases import Cases
+from ilrec.interactions.ragged import Ragged
 from ilrec.ranking.candidates import (
     choose_candidates,
     drop_history_from_lists,
     drop_history_from_scores,
-    target_ranks_by_scores,
+    rank_by_scores,
 )
 from ilrec.ranking.metrics import NOT_RANKED, target_ranks_from_lists
 
@@ -29,15 +31,17 @@ def test_lists_and_scores_agree():
     items = torch.tensor([[0, 2, 3, 1]] * 3)
     kept = drop_history_from_lists(items, HISTORIES)
     assert kept.tolist() == [[-1, -1, 3, 1], [0, 2, 3, 1], [0, 2, -1, 1]]
-    targets = np.array([1, 1, 2])
-    by_lists = target_ranks_from_lists(kept, scores.gather(1, items), torch.from_numpy(targets))
+    cases = Cases(np.arange(3), Ragged.from_rows(HISTORIES), Ragged.from_rows([[1], [1], [2]]))
+    by_lists = target_ranks_from_lists(kept.numpy(), scores.gather(1, items).numpy(), cases)
 
-    def by_scores(candidates: str) -> list[int]:
-        ranks = target_ranks_by_scores(HISTORIES, targets, lambda histories: scores, candidates)
-        return ranks.tolist()
+    lists, by_scores = rank_by_scores(cases, lambda histories: scores, "unseen", list_length=5)
+    assert by_lists.ranks.tolist() == by_scores.ranks.tolist() == [2, 4, 2]
+    # Best first; there is no fifth item, and no item of the history.
+    assert lists.tolist() == [[3, 1, -1, -1, -1], [0, 2, 3, 1, -1], [0, 2, 1, -1, -1]]
 
-    assert by_lists.tolist() == by_scores("unseen") == [2, 4, 2]
-    assert by_scores("all") == [4, 4, 2]
+    lists, by_scores = rank_by_scores(cases, lambda histories: scores, "all", list_length=2)
+    assert by_scores.ranks.tolist() == [4, 4, 2]
+    assert lists.tolist() == [[0, 2]] * 3
 
 
 def test_the_callers_scores_are_left_alone():
@@ -51,5 +55,6 @@ def test_the_callers_scores_are_left_alone():
 
 def test_a_target_of_the_history_is_a_miss():
     kept = drop_history_from_lists(torch.tensor([[3, 1]]), [[3]])
-    target_ranks = target_ranks_from_lists(kept, torch.tensor([[0.9, 0.1]]), torch.tensor([3]))
-    assert target_ranks.tolist() == [NOT_RANKED]
+    case = Cases(np.arange(1), Ragged.from_rows([[3]]), Ragged.from_rows([[3]]))
+    target_ranks = target_ranks_from_lists(kept.numpy(), np.array([[0.9, 0.1]]), case)
+    assert target_ranks.ranks.tolist() == [NOT_RANKED]

@@ -1,27 +1,17 @@
-"""Paired comparisons: gains by hand, intervals against scipy's bootstrap, Holm's rule by hand."""
+"""Paired comparisons: differences and Holm's rule by hand, intervals against scipy's bootstrap."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from ilrec.ranking.comparison import gains_per_user, holm, paired_bootstrap
-from ilrec.ranking.metrics import NOT_RANKED, ranking_metrics
+from ilrec.ranking.comparison import holm, paired_bootstrap, paired_difference
 
 
-def test_gains_by_hand():
-    ranks_U = np.array([1, 3, 11, NOT_RANKED])
-    assert gains_per_user(ranks_U, "hit@10").tolist() == [1, 1, 0, 0]
-    # The gain of rank 3 is 1 / log2(4).
-    assert gains_per_user(ranks_U, "ndcg@10").tolist() == [1, 0.5, 0, 0]
-
-
-def test_the_means_are_the_metrics():
-    import torch
-
-    ranks_U = np.random.default_rng(0).integers(1, 40, 1000)
-    metrics = ranking_metrics(torch.from_numpy(ranks_U), (5, 10))
-    for name, value in metrics.items():
-        assert gains_per_user(ranks_U, name).mean() == pytest.approx(value, abs=1e-12)
+def test_difference_by_hand():
+    found = paired_difference(np.array([1.0, 1.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, 1.0]))
+    assert (found.difference, found.relative) == (0.25, 0.5)
+    assert (found.low, found.high) == (0.0, 0.75) and found.p > 0.05
+    assert np.isnan(paired_difference(np.ones(2), np.zeros(2)).relative)
 
 
 def test_the_interval_is_that_of_scipy():
@@ -38,7 +28,7 @@ def test_bootstrap_is_the_plain_one():
     """Against resampling users one by one, and the normal approximation that both approach."""
     generator = np.random.default_rng(1)
     differences = generator.choice([-1.0, 0.0, 0.0, 0.5, 1.0], 2000)
-    low, high, p = paired_bootstrap(differences, 4000)
+    low, high, p = paired_bootstrap(differences, num_resamples=4000)
     plain = [generator.choice(differences, len(differences)).mean() for _ in range(2000)]
     assert (low, high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.004)
     assert p < 0.001
@@ -55,10 +45,32 @@ def test_p_is_uniform_where_there_is_no_difference():
     deviations off."""
     generator = np.random.default_rng(3)
     small = sum(
-        paired_bootstrap(generator.choice([-1.0, 0.0, 1.0], 400), 500, seed)[2] < 0.05
+        paired_bootstrap(generator.choice([-1.0, 0.0, 1.0], 400), None, 500, seed)[2] < 0.05
         for seed in range(200)
     )
     assert small <= 24
+
+
+def test_users_are_resampled_with_all_their_cases():
+    """Five equal cases a user say no more than one: the interval is that of the users alone. If
+    users have different numbers of cases, it is that of resampling them one by one."""
+    generator = np.random.default_rng(5)
+    of_users = generator.choice([-1.0, 0.0, 0.5, 1.0], 300)
+    alone = paired_bootstrap(of_users)
+    users = np.repeat(np.arange(300), 5)
+    assert paired_bootstrap(of_users[users], users) == pytest.approx(alone)
+    apart = paired_bootstrap(of_users[users])
+    assert (apart[1] - apart[0]) / (alone[1] - alone[0]) == pytest.approx(5**-0.5, rel=0.05)
+
+    users = np.repeat(np.arange(300), 1 + np.arange(300) % 4)
+    differences = of_users[users] + generator.normal(0, 0.1, len(users))
+    low, high, _ = paired_bootstrap(differences, users)
+    cases_of = [np.flatnonzero(users == user) for user in range(300)]
+    plain = []
+    for _ in range(2000):
+        drawn = np.concatenate([cases_of[user] for user in generator.integers(300, size=300)])
+        plain.append(differences[drawn].mean())
+    assert (low, high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.01)
 
 
 def test_p_is_small_for_a_clear_difference_and_never_zero():
