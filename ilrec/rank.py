@@ -19,6 +19,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from peft import PeftModel
@@ -40,7 +41,7 @@ from ilrec.model.loading import load_base, load_tokenizer
 from ilrec.model.source import ModelSource, find_model
 from ilrec.processes import joining_ranks, rank, run_entry, world_size
 from ilrec.ranking.candidates import choose_candidates
-from ilrec.ranking.case_lists import evenly_spread, rank_cases
+from ilrec.ranking.case_lists import of_some_users, rank_cases
 from ilrec.ranking.metrics import ranking_metrics, target_ranks_from_lists
 from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, protocol_of, write_ranking
 from ilrec.ranking.score_head import score_in_float32
@@ -181,9 +182,8 @@ def main(argv: list[str]) -> None:
     builder = task.sample_builder(tokenizer)
     model = load_trained(settings, source, tokenizer, device)
 
-    # Every chosen user is ranked once.
-    users = evenly_spread(arguments.num_users, len(task.dataset.sequences))
-    cases = task.dataset.evaluation(arguments.split)[users]
+    # Every case of the chosen users is ranked once.
+    cases = of_some_users(task.dataset.evaluation(arguments.split), arguments.num_users)
     candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
     items_CK, scores_CK = rank_cases(
         model,
@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
     # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
     protocol = protocol_of(
         arguments.split,
-        len(target_ranks),
+        len(np.unique(cases.users)),
         candidates,
         task.dataset.num_items,
         num_beams=arguments.num_beams,
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
         checkpoint=str(Path(arguments.model).resolve()),
         dtype=str(model.dtype).split(".")[-1],
         score_dtype="float32",
-        **task.dataset.numbering(users),
+        **task.dataset.ranking_facts(arguments.split, cases),
     )
     name = Path(arguments.model).parent.name or arguments.model
     _report(name, output, protocol, target_ranks)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,15 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec_training import train_sasrec
 from ilrec.config.command_line import ArgumentParser
+from ilrec.config.data_flags import add_data_flags, data_config
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sasrec import SASRecConfig
-from ilrec.config.sections import DataConfig
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
 from ilrec.files.reading import read_yaml
 from ilrec.interactions.dataset import InteractionDataset
-from ilrec.interactions.reading import read_interactions
+from ilrec.interactions.reading import read_data
 from ilrec.items.embeddings import write_embeddings
 from ilrec.processes import run_entry
 from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
@@ -47,11 +48,7 @@ logger = logging.getLogger("ilrec.sasrec")
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The program's own flags, and the `--field=value` words of SASRecConfig."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="data directory: prepared by tools/prepare_data.py, LC-Rec JSON or RecBole files",
-    )
+    add_data_flags(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -59,12 +56,6 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="directory to write; files of an earlier run are replaced",
     )
     parser.add_argument("--config", help="YAML file with SASRecConfig fields")
-    parser.add_argument(
-        "--k_core",
-        type=int,
-        default=DataConfig().k_core,
-        help="RecBole files only: least interactions of a user and of an item",
-    )
     return parser.parse_pairs(argv)
 
 
@@ -98,7 +89,12 @@ def measure(
     cases = dataset.evaluation("test")
     ranks = target_ranks_by_scores(cases.histories, cases.next_items(), score, candidates)
     protocol = protocol_of(
-        "test", len(ranks), candidates, dataset.num_items, method=name, **dataset.numbering()
+        "test",
+        len(np.unique(cases.users)),
+        candidates,
+        dataset.num_items,
+        method=name,
+        **dataset.ranking_facts("test", cases),
     )
     return ranking_metrics(ranks, CUTOFFS), protocol, ranks
 
@@ -108,7 +104,7 @@ def main(argv: list[str]) -> None:
     config = sasrec_config(arguments.config, parse_overrides(rest))
     # Mistakes in settings, output and data are found before the training.
     check_directory(arguments.output)
-    dataset = read_interactions(arguments.data, arguments.k_core)
+    dataset = read_data(data_config(arguments))
     # The best epoch is chosen by the validation items; the test items are used below alone.
     training = dataset.training_sequences()
     valid = dataset.evaluation("valid")

@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.command_line import ArgumentParser
+from ilrec.config.data_flags import add_data_flags, data_config
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sasrec import CANDIDATES
-from ilrec.config.sections import DataConfig
 from ilrec.config.settings import Section, nearest, setting
 from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
-from ilrec.interactions.reading import read_interactions
+from ilrec.interactions.reading import read_data
 from ilrec.processes import run_entry
 from ilrec.ranking.candidates import choose_candidates, target_ranks_by_scores
 from ilrec.ranking.metrics import ranking_metrics
@@ -133,7 +133,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
     """The program's own flags, and the fields of ItemKNNConfig."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--method", required=True, choices=METHODS)
-    parser.add_argument("--data", required=True, help="data directory")
+    add_data_flags(parser)
     parser.add_argument(
         "--output", required=True, type=Path, help="JSON file to write, in place of an older one"
     )
@@ -145,13 +145,6 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
         "--sasrec",
         default="",
         help="directory that tools/train_sasrec.py wrote, for --method sasrec",
-    )
-    parser.add_number(
-        "--k_core",
-        int,
-        at_least=0,
-        default=DataConfig().k_core,
-        help="RecBole files: k-core filter",
     )
     arguments, rest = parser.parse_pairs(argv)
     fields = parse_overrides(rest)
@@ -173,7 +166,7 @@ def main(argv: list[str]) -> None:
     check_ranking(arguments.output)
 
     # One way for all methods: scores of every item, then the rank of the target among them.
-    dataset = read_interactions(arguments.data, arguments.k_core)
+    dataset = read_data(data_config(arguments))
     scorer = make_scorer(arguments, config, dataset)
     candidates = choose_candidates(arguments.candidates, dataset.sequences)
     cases = dataset.evaluation(arguments.split)
@@ -181,11 +174,11 @@ def main(argv: list[str]) -> None:
     metrics = ranking_metrics(ranks_U, CUTOFFS)
     protocol = protocol_of(
         arguments.split,
-        len(ranks_U),
+        len(np.unique(cases.users)),
         candidates,
         dataset.num_items,
         method=arguments.method,
-        **dataset.numbering(),
+        **dataset.ranking_facts(arguments.split, cases),
     )
     protocol |= {name: getattr(config, name) for name in fields}
     try:
