@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
 
     # The table is printed even if the files cannot be written: training took long.
     try:
-        model.save(arguments.output, dataset.item_ids)
+        model.save(arguments.output, dataset.item_ids, str(dataset.rule))
         embeddings_ID = model.item_embeddings().detach().cpu().numpy()
         write_embeddings(arguments.output / "item_embeddings.npy", embeddings_ID, dataset.item_ids)
         write_ranking(arguments.output / "popularity.json", *popularity)

@@ -27,6 +27,12 @@ class SplitRule:
     num_targets: int
     split_time: str
 
+    def __str__(self) -> str:
+        """The setting that decides, as a recipe spells it."""
+        if self.split_time:
+            return f"split_time: {self.split_time}"
+        return f"num_targets: {self.num_targets}"
+
 
 # By order, with one target: the usual split, and that of data that is read without settings.
 LEAVE_ONE_OUT = SplitRule(num_targets=1, split_time="")

@@ -236,7 +236,8 @@ def _continuations(
         return lambda collate: collate
     sasrec = None
     if config.objective.reward_weight:
-        sasrec = SASRec.load(config.objective.sasrec, task.dataset.item_ids)
+        dataset = task.dataset
+        sasrec = SASRec.load(config.objective.sasrec, dataset.item_ids, str(dataset.rule))
     return functools.partial(ContinuationCollator, sasrec=sasrec, trie=item_trie(builder))
 
 

@@ -116,7 +116,7 @@ def popularity(dataset: InteractionDataset) -> Scorer:
 
 def sasrec(dataset: InteractionDataset, directory: str) -> Scorer:
     """What tools/train_sasrec.py trained on the same items."""
-    return SASRec.load(directory, dataset.item_ids).item_probabilities
+    return SASRec.load(directory, dataset.item_ids, str(dataset.rule)).item_probabilities
 
 
 def make_scorer(
