@@ -47,7 +47,7 @@ from ilrec.model.source import ModelSource, find_model
 from ilrec.processes import joining_ranks, rank, run_entry, world_size
 from ilrec.ranking.beyond_accuracy import Distance, cosine_distance, prefix_distance
 from ilrec.ranking.candidates import choose_candidates
-from ilrec.ranking.case_lists import evenly_spread, rank_cases
+from ilrec.ranking.case_lists import of_some_users, rank_cases
 from ilrec.ranking.measuring import GROUPED_BY, Measured, measure
 from ilrec.ranking.metrics import target_ranks_from_lists
 from ilrec.ranking.results import (
@@ -174,9 +174,8 @@ def main(argv: list[str]) -> None:
     builder = task.sample_builder(tokenizer)
     model = load_trained(settings, source, tokenizer, device)
 
-    # Every chosen user is ranked once.
-    users = evenly_spread(arguments.num_users, len(task.dataset.sequences))
-    cases = task.dataset.evaluation(arguments.split)[users]
+    # Every case of the chosen users is ranked once.
+    cases = of_some_users(task.dataset.evaluation(arguments.split), arguments.num_users)
     candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
     items_CK, scores_CK = rank_cases(
         model,
@@ -209,7 +208,7 @@ def main(argv: list[str]) -> None:
         score_dtype="float32",
         diversity_over=diversity_over,
         targets_sha256=targets_digest(cases),
-        **task.dataset.numbering(users),
+        **task.dataset.ranking_facts(arguments.split, cases),
     )
     name = Path(arguments.model).parent.name or arguments.model
     try:

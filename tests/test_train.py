@@ -317,6 +317,33 @@ def test_a_filter_of_another_catalogue_is_refused(item_ids, message, data, base,
         run("stage1", data, tmp_path / "x", model=base, reward_weight=0.1, sasrec=other)
 
 
+def test_several_targets_of_each_user(data, base, tmp_path):
+    """Users have 4 to 8 items, and six have 4, which is too few for two targets of each kind. The
+    ranking takes the split from the model's settings."""
+    final = run("sft", data, tmp_path / "run", model=base, num_targets=2)
+    rank_main(flags(model=final, num_beams=5))
+    every = read_ranking(final / "ranking.json").target_ranks.ranks
+    protocol = json.loads((final / "ranking.json").read_text())["protocol"]
+    assert (protocol["num_users"], protocol["num_cases"], protocol["num_targets"]) == (24, 48, 2)
+    assert len(every) == protocol["num_target_items"] == 48
+
+    # Both cases of each of four users, who are six users apart.
+    rank_main(flags(model=final, num_beams=5, num_users=4, output=tmp_path / "some.json"))
+    expected = every.reshape(24, 2)[::6].ravel()
+    some = read_ranking(tmp_path / "some.json").target_ranks.ranks
+    assert some.tolist() == expected.tolist()
+
+
+def test_a_filter_of_another_split_is_refused(data, base, tmp_path):
+    other = tmp_path / "other"
+    filter_ = SASRec(24, SASRecConfig(hidden_size=8))
+    filter_.save(other, map(str, range(24)), "num_targets: 1")
+    message = "trained with the split `num_targets: 1`, and here it is `num_targets: 2`"
+    fields = {"model": base, "reward_weight": 0.1, "reward_tokens": "continuations"}
+    with pytest.raises(InputError, match=message):
+        run("sft", data, tmp_path / "x", **fields, sasrec=other, num_targets=2)
+
+
 def test_items_of_the_task_are_the_catalogue(data):
     task = load_task(DataConfig(data=str(data)))
     assert task.dataset.num_items == 24

@@ -63,14 +63,16 @@ class RewardFilter:
         self.filters = filters
 
     @classmethod
-    def load(cls, directory: str | Path, item_ids: Sequence[str]) -> RewardFilter:
+    def load(cls, directory: str | Path, item_ids: Sequence[str], split: str = "") -> RewardFilter:
         """What tools/train_sasrec.py wrote.
 
-        Raises InputError as SASRec.load does, also if a fold is missing.
+        Arguments as of SASRec.load. Raises InputError as that does, also if a fold is missing.
         """
-        of_all_users = SASRec.load(directory, item_ids)
+        of_all_users = SASRec.load(directory, item_ids, split)
         folds = range(of_all_users.config.num_folds)
-        of_folds = [SASRec.load(fold_directory(directory, fold), item_ids) for fold in folds]
+        of_folds = []
+        for fold in folds:
+            of_folds.append(SASRec.load(fold_directory(directory, fold), item_ids, split))
         return cls(of_folds or [of_all_users])
 
     def item_probabilities(

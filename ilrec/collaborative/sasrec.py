@@ -32,6 +32,8 @@ PADDING = -1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # The field of CONFIG with the digest of the item ids.
 ITEMS_DIGEST = "items_sha256"
+# The field of CONFIG with the split of the training data.
+SPLIT = "split"
 INITIAL_STD = 0.02
 # The logit of an item that is no candidate. Its exponential is 0, and unlike -inf it gives no NaN
 # if nothing else is left.
@@ -152,10 +154,11 @@ class SASRec(nn.Module):
             logits_BI.index_put_(seen, logits_BI.new_tensor(NEVER))
         return logits_BI.softmax(dim=-1)
 
-    def save(self, directory: str | Path, item_ids: Iterable[str]) -> None:
+    def save(self, directory: str | Path, item_ids: Iterable[str], split: str = "") -> None:
         """Write the weights and then the configuration, without which they are incomplete.
 
-        item_ids: of items 0, 1, ... Their digest is saved, so that load() can compare it.
+        item_ids: of items 0, 1, ... Their digest is saved, so that load() can compare it, and so is
+        split, which tells how the data was split (SplitRule); empty: not recorded.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -167,16 +170,17 @@ class SASRec(nn.Module):
         content = {
             "num_items": self.num_items,
             ITEMS_DIGEST: numbering_digest(item_ids),
+            SPLIT: split,
             **dataclasses.asdict(self.config),
         }
         write_text(directory / CONFIG, json.dumps(content, indent=2) + "\n")
 
     @classmethod
-    def load(cls, directory: str | Path, item_ids: Sequence[str]) -> SASRec:
+    def load(cls, directory: str | Path, item_ids: Sequence[str], split: str = "") -> SASRec:
         """The model that save() wrote, on the CPU, in evaluation mode.
 
-        Raises InputError if it is incomplete or damaged, or if item_ids are not the items it was
-        trained on, in the same order.
+        Raises InputError if it is incomplete or damaged, if item_ids are not the items it was
+        trained on, in the same order, or if another split than this one is recorded.
         """
         directory = Path(directory)
         missing = [name for name in (CONFIG, WEIGHTS) if not (directory / name).is_file()]
@@ -193,6 +197,7 @@ class SASRec(nn.Module):
         # Before the weights: with another numbering of as many items, all shapes would fit.
         digest = settings.pop(ITEMS_DIGEST, None)
         _require_same_items(directory, digest, settings.get("num_items"), item_ids)
+        _require_same_split(directory, settings.pop(SPLIT, ""), split)
         try:
             model = cls(settings.pop("num_items"), SASRecConfig(**settings))
             model.load_state_dict(load_file(directory / WEIGHTS))
@@ -221,6 +226,16 @@ def _require_same_items(
             "but not the same in the same order"
         )
     raise InputError(f"{directory}: this SASRec {fault}; train it on this data with `ilrec sasrec`")
+
+
+def _require_same_split(directory: Path, recorded: Any, wanted: str) -> None:
+    """Raises InputError if both are known and differ: one may train on the other's targets."""
+    if recorded and wanted and recorded != wanted:
+        raise InputError(
+            f"{directory}: this SASRec was trained with the split `{recorded}`, and here it is "
+            f"`{wanted}`, whose targets it may have seen; train it with the same num_targets and "
+            "split_time (tools/train_sasrec.py)"
+        )
 
 
 def row_item_pairs(items: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:

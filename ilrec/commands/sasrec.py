@@ -18,21 +18,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ilrec.collaborative.cross_fitting import fold_directory, train_folds
 from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec_training import train_sasrec
 from ilrec.config.command_line import ArgumentParser
+from ilrec.config.data_flags import add_data_flags, data_config
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sasrec import SASRecConfig
-from ilrec.config.sections import DataConfig
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
 from ilrec.files.reading import read_yaml
 from ilrec.interactions.dataset import InteractionDataset
-from ilrec.interactions.reading import read_interactions
+from ilrec.interactions.reading import read_data
 from ilrec.items.embeddings import write_embeddings
 from ilrec.ranking.candidates import choose_candidates, rank_by_scores
 from ilrec.ranking.measuring import Measured, measure
@@ -52,11 +53,7 @@ logger = logging.getLogger("ilrec.sasrec")
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The program's own flags, and the `--field=value` words of SASRecConfig."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="data directory: prepared by `ilrec prepare`, LC-Rec JSON or RecBole files",
-    )
+    add_data_flags(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -64,12 +61,6 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="directory to write; files of an earlier run are replaced",
     )
     parser.add_argument("--config", help="YAML file with SASRecConfig fields")
-    parser.add_argument(
-        "--k_core",
-        type=int,
-        default=DataConfig().k_core,
-        help="RecBole files only: least interactions of a user and of an item",
-    )
     parser.add_fields("fields", SASRecConfig)
     return parser.parse_pairs(argv)
 
@@ -105,12 +96,12 @@ def rank_test_users(
     items_CK, target_ranks = rank_by_scores(cases, score, candidates, max(CUTOFFS))
     protocol = protocol_of(
         "test",
-        dataset.num_users,
+        len(np.unique(cases.users)),
         candidates,
         dataset.num_items,
         method=name,
         targets_sha256=targets_digest(cases),
-        **dataset.numbering(),
+        **dataset.ranking_facts("test", cases),
     )
     return measure(dataset, cases, items_CK, target_ranks, CUTOFFS), protocol, target_ranks
 
@@ -120,7 +111,7 @@ def main(argv: list[str]) -> None:
     config = sasrec_config(arguments.config, parse_overrides(rest))
     # Mistakes in settings, output and data are found before the training.
     check_directory(arguments.output)
-    dataset = read_interactions(arguments.data, arguments.k_core)
+    dataset = read_data(data_config(arguments))
     # The best epoch is chosen by the validation items; the test items are used below alone.
     training = dataset.training_sequences()
     cases = dataset.evaluation("valid")
@@ -137,8 +128,10 @@ def main(argv: list[str]) -> None:
     # The table is printed even if the files cannot be written: training took long.
     try:
         for fold, of_fold in enumerate(folds):
-            of_fold.save(fold_directory(arguments.output, fold), dataset.item_ids)
-        model.save(arguments.output, dataset.item_ids)
+            of_fold.save(
+                fold_directory(arguments.output, fold), dataset.item_ids, str(dataset.rule)
+            )
+        model.save(arguments.output, dataset.item_ids, str(dataset.rule))
         embeddings_ID = model.item_embeddings().detach().cpu().numpy()
         write_embeddings(arguments.output / "item_embeddings.npy", embeddings_ID, dataset.item_ids)
         write_ranking(arguments.output / "popularity.json", *popularity)

@@ -14,6 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ilrec.config.dates import split_dates
 from ilrec.config.settings import Section, require, setting
 from ilrec.errors import InputError
 from ilrec.ops.objective import (
@@ -134,6 +135,17 @@ class DataConfig(Section):
         "RecBole files only: keep users and items with at least this many interactions",
         at_least=0,
     )
+    num_targets: int = setting(
+        1,
+        "the last so many items of each user are test targets, and as many before them validation "
+        "targets",
+        at_least=1,
+    )
+    split_time: str = setting(
+        "",
+        "split by time instead: test targets are all items from this date on, such as 2023-01-01; "
+        "of two dates (2022-10-01,2023-01-01) validation begins at the first",
+    )
     supervision: str = setting(
         "last_item",
         "last_item: one sample per prefix of a history; every_item: one per user, the loss on "
@@ -166,6 +178,7 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_split()
         require(
             self.supervision == "last_item" or not self.prompt_suffix,
             "prompt_suffix",
@@ -179,6 +192,21 @@ class DataConfig(Section):
             self.batch_layout,
             "auto or padded without max_tokens_per_batch, which sets the size of a flattened batch",
         )
+
+    def _check_split(self) -> None:
+        if not self.split_time:
+            return
+        require(
+            self.num_targets == 1,
+            "num_targets",
+            self.num_targets,
+            "1 with split_time, which makes all later items targets",
+        )
+        try:
+            split_dates(self.split_time)
+        except ValueError as error:
+            expected = "a date such as 2023-01-01, or two with a comma, the earlier one first"
+            require(False, "split_time", self.split_time, f"{expected} ({error})")
 
 
 @dataclass

@@ -117,9 +117,12 @@ def check_fields(grid: Grid, row: Row) -> None:
     """The fields, checked as the program that will read them does it."""
     where = f"{grid.path}: rows.{row.name}.fields"
     refuse_places(row.fields, where)
-    # Rows are compared user by user, so all must have the same users.
-    if "k_core" in row.fields:
-        raise InputError(f"{where}.k_core: would give this row users of its own; set it in shared")
+    # Rows are compared user by user, so all must have the same users and targets.
+    for name in ("k_core", "num_targets", "split_time"):
+        if name in row.fields:
+            raise InputError(
+                f"{where}.{name}: would give this row users of its own; set it in shared"
+            )
     if row.model and "model" in row.fields:
         raise InputError(f"{where}.model: this row starts from row {row.model!r}")
     if row.baseline:

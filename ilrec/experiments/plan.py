@@ -79,8 +79,8 @@ class Plan:
     def __init__(self, grid: Grid, output: Path) -> None:
         self.grid = grid
         self.output = output
-        shared_data = {"k_core": grid.shared["k_core"]} if "k_core" in grid.shared else {}
-        self.k_core = DataConfig(**shared_data).k_core
+        self.k_core = DataConfig(**self.shared_data("k_core")).k_core
+        self.split = self.shared_data("num_targets", "split_time")
         self.data_digest = read_interactions(grid.data, self.k_core).fingerprint
         self.trained: dict[tuple[str, int], Step] = {}
         self.ranked: dict[tuple[str, int], Step] = {}
@@ -121,11 +121,18 @@ class Plan:
                 found.setdefault(step.title, step)
         return list(found.values())
 
+    def shared_data(self, *names: str) -> dict[str, Any]:
+        """Those of the named settings that the grid sets for all rows."""
+        return {name: self.grid.shared[name] for name in names if name in self.grid.shared}
+
     def directory(self, row: Row, seed: int) -> Path:
         return self.output / row.name / f"seed-{seed}"
 
     def data_words(self) -> list[str]:
-        return ["--data", self.grid.data, "--k_core", str(self.k_core)]
+        words = ["--data", self.grid.data, "--k_core", str(self.k_core)]
+        for name, value in self.split.items():
+            words += [f"--{name}", str(value)]
+        return words
 
     def train_sasrec(self, row: Row, seed: int) -> Step:
         directory = self.directory(row, seed)
@@ -257,6 +264,8 @@ class Plan:
             "method": row.baseline,
             "seed": seed,
             "k_core": self.k_core,
+            # Not there by default, so that results of grids with the default split stay valid.
+            **self.split,
             "data": self.data_digest,
             "settings": settings,
         }

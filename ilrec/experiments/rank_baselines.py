@@ -29,15 +29,15 @@ from torch import Tensor
 from ilrec.collaborative.popularity import popularity_scores
 from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.command_line import ArgumentParser
+from ilrec.config.data_flags import add_data_flags, data_config
 from ilrec.config.item_knn import SIMILARITIES, ItemKNNConfig
 from ilrec.config.loading import build_section, parse_overrides
 from ilrec.config.sasrec import CANDIDATES
-from ilrec.config.sections import DataConfig
 from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.ragged import Ragged
-from ilrec.interactions.reading import read_interactions
+from ilrec.interactions.reading import read_data
 from ilrec.items.embeddings import read_embeddings
 from ilrec.processes import run_entry
 from ilrec.ranking.beyond_accuracy import cosine_distance
@@ -98,7 +98,7 @@ def popularity(dataset: InteractionDataset) -> Scorer:
 
 def sasrec(dataset: InteractionDataset, directory: str) -> Scorer:
     """What `ilrec sasrec` trained on the same items."""
-    return SASRec.load(directory, dataset.item_ids).item_probabilities
+    return SASRec.load(directory, dataset.item_ids, str(dataset.rule)).item_probabilities
 
 
 def make_scorer(
@@ -115,7 +115,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
     """The program's own flags, and the fields of ItemKNNConfig."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--method", required=True, choices=METHODS)
-    parser.add_argument("--data", required=True, help="data directory")
+    add_data_flags(parser)
     parser.add_argument(
         "--output", required=True, type=Path, help="JSON file to write, in place of an older one"
     )
@@ -133,13 +133,6 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]
         type=Path,
         help="FILE.npy with FILE.ids.json: also measure the diversity of lists over these item "
         "embeddings",
-    )
-    parser.add_number(
-        "--k_core",
-        int,
-        at_least=0,
-        default=DataConfig().k_core,
-        help="RecBole files: k-core filter",
     )
     parser.add_fields("fields of --method item_knn", ItemKNNConfig)
     arguments, rest = parser.parse_pairs(argv)
@@ -162,7 +155,7 @@ def main(argv: list[str]) -> None:
     check_ranking(arguments.output)
 
     # One way for all methods: scores of every item, then the rank of the target among them.
-    dataset = read_interactions(arguments.data, arguments.k_core)
+    dataset = read_data(data_config(arguments))
     distance = None
     if arguments.embeddings:
         distance = cosine_distance(read_embeddings(arguments.embeddings, dataset.item_ids))
@@ -173,13 +166,13 @@ def main(argv: list[str]) -> None:
     measured = measure(dataset, cases, items_CK, target_ranks, CUTOFFS, distance)
     protocol = protocol_of(
         arguments.split,
-        dataset.num_users,
+        len(np.unique(cases.users)),
         candidates,
         dataset.num_items,
         method=arguments.method,
         diversity_over="embeddings" if distance else "nothing",
         targets_sha256=targets_digest(cases),
-        **dataset.numbering(),
+        **dataset.ranking_facts(arguments.split, cases),
     )
     protocol |= {name: getattr(config, name) for name in fields}
     try:

@@ -61,13 +61,9 @@ def text_column(texts: Sequence[str]) -> pa.LargeStringArray:
 
 
 def list_column(rows: Ragged) -> pa.LargeListArray:
-    """The rows as large_list<int32>, without what else their flat array may hold."""
-    # The empty array makes this work for no rows at all.
-    values = np.concatenate([np.empty(0, dtype=np.int32), *rows])
+    """The rows as a large_list of their own type, without what else their flat array may hold."""
     offsets = np.concatenate([[0], np.cumsum(rows.lengths)])
-    return pa.LargeListArray.from_arrays(
-        pa.array(offsets, pa.int64()), pa.array(values, pa.int32())
-    )
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(rows.flat()))
 
 
 def rows_of_column(column: pa.LargeListArray) -> Ragged:

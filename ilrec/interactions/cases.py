@@ -25,7 +25,7 @@ class Cases:
     def __len__(self) -> int:
         return len(self.users)
 
-    def __getitem__(self, which: slice) -> Cases:
+    def __getitem__(self, which: slice | np.ndarray) -> Cases:
         return Cases(self.users[which], self.histories[which], self.targets[which])
 
     def next_items(self) -> np.ndarray:

@@ -1,26 +1,22 @@
-"""Who interacted with what: each user's items in time order, with leave-one-out splits.
-
-A user's last item is the target of the test, the one before it the target of the validation, and
-all items before these two are for training (docs/method.md, Task).
-"""
+"""Who interacted with what: each user's items in time order, split by a rule of splits.py."""
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ilrec.errors import InputError
 from ilrec.interactions.cases import Cases
 from ilrec.interactions.ragged import Ragged
+from ilrec.interactions.splits import LEAVE_ONE_OUT, SplitRule, Splits, split_interactions
 from ilrec.items.numbering import numbering_digest
 
-logger = logging.getLogger(__name__)
-
-# One item to train on, one for the validation, one for the test.
+# What leave-one-out needs: one item to train on, one for the validation, one for the test.
 MIN_ITEMS_PER_USER = 3
 
 
@@ -28,12 +24,14 @@ MIN_ITEMS_PER_USER = 3
 class InteractionDataset:
     """Users and items, numbered in the order of user_ids and item_ids.
 
-    sequences: for each user the int32 numbers of the items, oldest first, at least
-        MIN_ITEMS_PER_USER.
+    sequences: for each user the int32 numbers of the items, oldest first.
     titles: one for each item ("" if the file has none for it), or None if no item has a title.
-    num_dropped_users: users left out because they have too few items for the three splits.
+    num_dropped_users: users that the filters of a preparation have left out.
     fingerprint: SHA-256 of the files (and of the filter) that the data was read from. Whatever is
         cached for this data is cached under this name.
+    times: when each item of `sequences` was chosen, int64, in whole seconds since 1970 (UTC); None
+        if the files do not say.
+    rule: how the data is split. It decides no number and no fingerprint.
     """
 
     name: str
@@ -43,6 +41,8 @@ class InteractionDataset:
     titles: Sequence[str] | None
     num_dropped_users: int
     fingerprint: str
+    times: Ragged | None = None
+    rule: SplitRule = LEAVE_ONE_OUT
 
     @property
     def num_users(self) -> int:
@@ -52,78 +52,71 @@ class InteractionDataset:
     def num_items(self) -> int:
         return len(self.item_ids)
 
-    def numbering(self, users: slice = slice(None)) -> dict[str, str]:
+    def numbering(self, users: slice | np.ndarray = slice(None)) -> dict[str, str]:
         """Digests of the ids of all items and of all (or these) users, in their order.
 
         Results that are stored by user or item number carry these digests, so that they cannot be
         read with another numbering.
         """
+        numbers = np.arange(self.num_users)[users].tolist()
         return {
-            "users_sha256": numbering_digest(self.user_ids[users]),
+            "users_sha256": numbering_digest(self.user_ids[number] for number in numbers),
             "items_sha256": numbering_digest(self.item_ids),
         }
 
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """Raises InputError if the rule cannot split this data."""
+        return split_interactions(self.sequences, self.times, self.rule)
+
     def training_sequences(self) -> Ragged:
-        """Each user's items without the last two."""
-        return self.sequences.without_last(2)
+        """The items of each user that are for training; none for a user who is left out."""
+        return self.splits.training
 
     def evaluation(self, split: str) -> Cases:
-        """The cases of the split "valid" or "test": one for each user, in order.
+        """The cases of the split "valid" or "test", by user, and of each user the oldest first.
 
-        The target is the second last item for "valid" and the last one for "test"; the history is
-        all items before it, so that the history of "test" includes the target of "valid". Raises
-        ValueError on another split.
+        A history is all items before the case's targets, so that the history of "test" includes the
+        targets of "valid". Raises ValueError on another split.
         """
-        if split not in ("valid", "test"):
+        if split not in self.splits.cases:
             raise ValueError(f"split: expected valid or test, got {split!r}")
-        held_out = 2 if split == "valid" else 1
-        begins = self.sequences.ends - held_out
-        targets = Ragged(self.sequences.values, begins, begins + 1)
-        return Cases(np.arange(self.num_users), self.sequences.without_last(held_out), targets)
+        return self.splits.cases[split]
+
+    def ranking_facts(self, split: str, cases: Cases) -> dict[str, Any]:
+        """What a ranking of these cases of a split records: how the data was split, how much was
+        ranked, and whose numbers they are."""
+        return {
+            **self.splits.facts[split],
+            "num_cases": len(cases),
+            "num_target_items": int(cases.targets.lengths.sum()),
+            **self.numbering(np.unique(cases.users)),
+        }
 
 
 def assemble(
-    path: Path,
     name: str,
     sequences: dict[str, np.ndarray],
     item_ids: list[str],
     titles: dict[str, str],
     fingerprint: str,
+    times: dict[str, np.ndarray] | None = None,
 ) -> InteractionDataset:
-    """A dataset of {user: items}, without the users who have too few items.
-
-    The number of users left out is logged. Raises InputError, naming `path`, if nobody is left.
-    """
-    long_enough = []
-    for user, sequence in sequences.items():
-        if len(sequence) >= MIN_ITEMS_PER_USER:
-            long_enough.append(user)
-    user_ids = ordered(long_enough)
-
-    if not user_ids:
-        raise InputError(
-            f"{path}: no user with at least {MIN_ITEMS_PER_USER} items is left; "
-            "use more data or, for RecBole files, a lower k_core"
-        )
-    num_dropped = len(sequences) - len(user_ids)
-    if num_dropped:
-        logger.warning(
-            "%s: %d of %d users left out, because they have fewer than %d items",
-            path,
-            num_dropped,
-            len(sequences),
-            MIN_ITEMS_PER_USER,
-        )
-
+    """A dataset of {user: items}, and {user: seconds} where the times are known."""
+    user_ids = ordered(sequences)
     all_titles = [titles.get(item, "") for item in item_ids]
+    times_of_rows = None
+    if times is not None:
+        times_of_rows = Ragged.from_rows((times[user] for user in user_ids), np.int64)
     return InteractionDataset(
         name=name,
         user_ids=user_ids,
         item_ids=item_ids,
         sequences=Ragged.from_rows(sequences[user] for user in user_ids),
         titles=all_titles if any(all_titles) else None,
-        num_dropped_users=num_dropped,
+        num_dropped_users=0,
         fingerprint=fingerprint,
+        times=times_of_rows,
     )
 
 

@@ -6,6 +6,7 @@ since 1970 takes 61.
 
 from __future__ import annotations
 
+import logging
 import re
 from array import array
 from decimal import Context, Decimal
@@ -30,6 +31,14 @@ WHOLE_FLOATS = 2**53
 FRACTION_DIGITS = 18
 LOST = "has lost its last digits in a float; write the whole number"
 EXACT = Context(prec=len(str(MOST)) + FRACTION_DIGITS)
+# (unit of a time stamp, its parts of a second, from which number on it is taken for that unit).
+# 10**11 seconds are the year 5138, and 10**11 milliseconds are March 1973.
+UNITS = (
+    ("nanoseconds", 10**9, 10**17),
+    ("microseconds", 10**6, 10**14),
+    ("milliseconds", 10**3, 10**11),
+)
+logger = logging.getLogger(__name__)
 
 
 def name_of(value: Any, column: str) -> str:
@@ -123,6 +132,17 @@ class Times:
         whole, fraction = divmod(scaled, 10**FRACTION_DIGITS)
         self.wholes.append(whole)
         self.fractions.append(fraction)
+
+    def seconds(self) -> np.ndarray:
+        """int64 [times]: whole seconds, rounded down. The unit is what the largest time tells, for
+        all times together."""
+        wholes = np.frombuffer(self.wholes, np.int64)
+        largest = int(wholes.max(initial=0))
+        for unit, parts, least in UNITS:
+            if largest >= least:
+                logger.info("time stamps up to %d are taken for %s", largest, unit)
+                return wholes // parts
+        return wholes
 
     def sort_keys(self) -> list[np.ndarray]:
         """Keys for np.lexsort, the most important one last: int64 [times] each, not copied."""

@@ -64,15 +64,16 @@ class RawInteractions:
         self.items.append(self.item_names.setdefault(item, len(self.item_names)))
         self.times.append(when)
 
-    def in_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """(users_E int32, items_E int32), sorted by user and then by time.
+    def in_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(users_E int32, items_E int32, times_E int64 in whole seconds), sorted by user and then
+        by time.
 
         The sort is stable: what a user did at the same time stays in the order of the file.
         """
         users_E = np.frombuffer(self.users, np.int32)
         items_E = np.frombuffer(self.items, np.int32)
         order = np.lexsort((*self.times.sort_keys(), users_E))
-        return users_E[order], items_E[order]
+        return users_E[order], items_E[order], self.times.seconds()[order]
 
 
 def read_files(

@@ -63,7 +63,7 @@ def read_lcrec(path: Path) -> InteractionDataset:
                 )
         sequences[user] = np.array([numbers[item] for item in items], dtype=np.int32)
     read_files = [path, catalogue_file] if catalogue_file else [path]
-    return assemble(path, name, sequences, item_ids, titles, fingerprint_of(read_files))
+    return assemble(name, sequences, item_ids, titles, fingerprint_of(read_files))
 
 
 def _item_names(items: Any, user: str, path: Path) -> list[str]:

@@ -43,11 +43,11 @@ Step = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Filters:
-    """Which interactions are kept. Raises InputError if a user could not be split afterwards.
+    """Which interactions are kept. Raises InputError for a number that is too small.
 
     k_core: least number of interactions of a user and of an item.
     repeats: "first" or "all" of a user's interactions with one item.
-    min_items: least number of items of a user.
+    min_items: least number of items of a user. Only a split by time has a use for fewer than three.
     max_items: the newest items of a user that are kept; 0 keeps all.
     """
 
@@ -58,7 +58,7 @@ class Filters:
 
     def __post_init__(self) -> None:
         _require_at_least(0, "k_core", self.k_core)
-        _require_at_least(MIN_ITEMS_PER_USER, "min_items", self.min_items)
+        _require_at_least(1, "min_items", self.min_items)
         if self.max_items != 0:
             _require_at_least(MIN_ITEMS_PER_USER, "max_items", self.max_items)
 
@@ -75,12 +75,12 @@ def prepare(
 
     Raises InputError if nothing is left.
     """
-    users_E, items_E = raw.in_order()
+    users_E, items_E, times_E = raw.in_order()
     num_raw = len(users_E)
     removed = {}
     for step, keep in _steps(filters):
         kept_E = keep(users_E, items_E)
-        users_E, items_E = users_E[kept_E], items_E[kept_E]
+        users_E, items_E, times_E = users_E[kept_E], items_E[kept_E], times_E[kept_E]
         removed[step] = len(kept_E) - len(users_E)
         logger.info(
             "%s: %s interactions removed, %s left", step, f"{removed[step]:,}", f"{len(users_E):,}"
@@ -92,7 +92,8 @@ def prepare(
             f"{name}: no interaction is left of {num_raw:,} (removed by {listed}); "
             "lower --k_core or --min_items"
         )
-    return _numbered(name, users_E, items_E, list(raw.user_names), list(raw.item_names)), removed
+    names = list(raw.user_names), list(raw.item_names)
+    return _numbered(name, users_E, items_E, times_E, *names), removed
 
 
 def _steps(filters: Filters) -> list[tuple[str, Step]]:
@@ -140,6 +141,7 @@ def _numbered(
     name: str,
     users_E: np.ndarray,
     items_E: np.ndarray,
+    times_E: np.ndarray,
     user_names: list[str],
     item_names: list[str],
 ) -> InteractionDataset:
@@ -158,16 +160,17 @@ def _numbered(
     user_ids = ordered(met_users)
     row_of = {user: row for row, user in enumerate(met_users)}
     rows_U = np.array([row_of[user] for user in user_ids])
-    met = Ragged.from_lengths(numbers_I[items_E], lengths_U)
+    sequences = Ragged.from_lengths(numbers_I[items_E], lengths_U)[rows_U]
     return InteractionDataset(
         name=name,
         user_ids=user_ids,
         item_ids=item_ids,
-        sequences=Ragged(met.values, met.starts[rows_U], met.ends[rows_U]),
+        sequences=sequences,
         titles=None,
         num_dropped_users=len(user_names) - len(user_ids),
         # The fingerprint is made of the files that are written.
         fingerprint="",
+        times=Ragged(times_E, sequences.starts, sequences.ends),
     )
 
 

@@ -3,6 +3,7 @@ whatever its size.
 
     users.arrow     user_id: large_string
                     items: large_list<int32>, item numbers, oldest first
+                    times: large_list<int64>, when, in seconds since 1970; not there if unknown
     items.arrow     item_id: large_string
                     title: large_string, "" if there is none
                     Row r is item number r.
@@ -51,8 +52,13 @@ def write_prepared(
     Raises InputError if `directory` exists and is not empty.
     """
     with new_directory(Path(directory)) as beside:
-        users = text_column(dataset.user_ids)
-        write_table(beside / USERS, {"user_id": users, "items": list_column(dataset.sequences)})
+        users = {
+            "user_id": text_column(dataset.user_ids),
+            "items": list_column(dataset.sequences),
+        }
+        if dataset.times is not None:
+            users["times"] = list_column(dataset.times)
+        write_table(beside / USERS, users)
         titles = dataset.titles if dataset.titles is not None else [""] * dataset.num_items
         write_table(
             beside / ITEMS,
@@ -130,4 +136,6 @@ def read_prepared(directory: str | Path) -> InteractionDataset:
         titles=titles if any(titles) else None,
         num_dropped_users=manifest["num_dropped_users"],
         fingerprint=manifest["fingerprint"],
+        # Directories of earlier versions have no times.
+        times=rows_of_column(users["times"]) if "times" in users.schema.names else None,
     )

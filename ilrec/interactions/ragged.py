@@ -46,10 +46,10 @@ class Ragged(Sequence[np.ndarray]):
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
     @overload
-    def __getitem__(self, index: slice) -> Ragged: ...
+    def __getitem__(self, index: slice | np.ndarray) -> Ragged: ...
 
-    def __getitem__(self, index: int | slice) -> np.ndarray | Ragged:
-        if isinstance(index, slice):
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray | Ragged:
+        if isinstance(index, (slice, np.ndarray)):
             return Ragged(self.values, self.starts[index], self.ends[index])
         return self.values[self.starts[index] : self.ends[index]]
 
@@ -61,6 +61,12 @@ class Ragged(Sequence[np.ndarray]):
     def lengths(self) -> np.ndarray:
         """int64 [R]"""
         return self.ends - self.starts
+
+    def flat(self) -> np.ndarray:
+        """The entries of all rows, row after row, copied into one array."""
+        ends = np.cumsum(self.lengths)
+        shifts = np.repeat(self.starts - (ends - self.lengths), self.lengths)
+        return self.values[shifts + np.arange(len(shifts))]
 
     def without_last(self, count: int) -> Ragged:
         """Each row without its last `count` entries; a row that has no more becomes empty."""

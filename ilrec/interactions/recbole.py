@@ -65,22 +65,21 @@ def read_recbole(path: Path, k: int) -> InteractionDataset:
     # one's items lie side by side, from where the user is first met.
     kept_items, items_E = np.unique(items_E, return_inverse=True)
     kept_users, first = np.unique(users_E, return_index=True)
-    per_user = np.split(items_E.astype(np.int64), first[1:])
-    sequences = {}
+    kept_names = [user_ids[user] for user in kept_users.tolist()]
     # Not strict: if nothing is left, np.split still returns one empty array.
-    for user, sequence in zip(kept_users.tolist(), per_user, strict=False):
-        sequences[user_ids[user]] = sequence
+    sequences = dict(zip(kept_names, np.split(items_E, first[1:]), strict=False))
+    times_of = dict(zip(kept_names, np.split(times.seconds()[order], first[1:]), strict=False))
 
     item_file = optional_file(path.parent, name, "item")
     titles = _recbole_titles(item_file) if item_file else {}
     read_files = [path, item_file] if item_file else [path]
     return assemble(
-        path=path,
         name=name,
         sequences=sequences,
         item_ids=[item_ids[item] for item in kept_items.tolist()],
         titles=titles,
         fingerprint=fingerprint_of(read_files, k),
+        times=times_of,
     )
 
 

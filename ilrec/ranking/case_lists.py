@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from ilrec.interactions.cases import Cases
 from ilrec.items.trie import ItemTrie
 from ilrec.processes import rank, world_size
 from ilrec.ranking.beam_search import trie_beam_search
@@ -33,6 +34,13 @@ def evenly_spread(num_wanted: int, num_users: int) -> slice:
     wanted = min(num_wanted, num_users) or num_users
     step = num_users // wanted
     return slice(0, wanted * step, step)
+
+
+def of_some_users(cases: Cases, num_wanted: int) -> Cases:
+    """All cases of num_wanted users, evenly spread over those that have cases; 0: of all."""
+    users = np.unique(cases.users)
+    chosen = users[evenly_spread(num_wanted, len(users))]
+    return cases[np.isin(cases.users, chosen)]
 
 
 @torch.inference_mode()

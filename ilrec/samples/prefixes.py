@@ -28,8 +28,8 @@ def require_targets(dataset: InteractionDataset, num_samples: int) -> None:
     """Raises InputError if there is no sample to train on."""
     if num_samples == 0:
         raise InputError(
-            f"{dataset.name}: nothing to train on: every user's last two items are held out and at "
-            "most one is left; expected some users with four items or more"
+            f"{dataset.name}: nothing to train on: of every user's items at most one is not held "
+            "out; expected some users with more items, a lower num_targets or a later split_time"
         )
 
 

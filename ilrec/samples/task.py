@@ -18,7 +18,7 @@ from ilrec.errors import InputError
 from ilrec.files.digests import text_digest
 from ilrec.files.reading import read_json
 from ilrec.interactions.dataset import InteractionDataset
-from ilrec.interactions.reading import read_interactions
+from ilrec.interactions.reading import read_data
 from ilrec.items.semantic_ids import (
     SemanticId,
     read_semantic_ids,
@@ -114,7 +114,7 @@ class RecommendationTask:
 def load_task(config: DataConfig) -> RecommendationTask:
     """Read interactions and items. Raises InputError for what is missing, malformed or
     contradictory in them."""
-    dataset = read_interactions(config.data, config.k_core)
+    dataset = read_data(config)
     wording = Wording(config.prompt_prefix, config.prompt_separator, config.prompt_suffix)
     if config.item_format == "title":
         if dataset.titles is None:

@@ -169,7 +169,8 @@ class DryRun:
     def _load_filter(self, task: RecommendationTask) -> None:
         objective = self.config.objective
         if objective.reward_weight:
-            RewardFilter.load(objective.sasrec, task.dataset.item_ids)
+            dataset = task.dataset
+            RewardFilter.load(objective.sasrec, dataset.item_ids, str(dataset.rule))
 
     def _source(self, task: RecommendationTask, sources: list[str]) -> ModelSource:
         config = self.config

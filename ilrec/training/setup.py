@@ -299,7 +299,10 @@ def _continuations(
         return lambda collate: collate
     reward_filter = None
     if config.objective.reward_weight:
-        reward_filter = RewardFilter.load(config.objective.sasrec, task.dataset.item_ids)
+        dataset = task.dataset
+        reward_filter = RewardFilter.load(
+            config.objective.sasrec, dataset.item_ids, str(dataset.rule)
+        )
     return functools.partial(
         ContinuationCollator, reward_filter=reward_filter, trie=item_trie(builder)
     )

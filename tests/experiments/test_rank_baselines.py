@@ -65,7 +65,7 @@ def test_unknown_field_is_refused(data, tmp_path):
 
 
 def test_a_negative_k_core_is_refused(data, tmp_path):
-    message = "--k_core: expected a whole number, 0 or more, got '-1'"
+    message = "command line: k_core: expected a whole number, 0 or more, got '-1'"
     with pytest.raises(InputError, match=message):
         rank("popularity", data, tmp_path / "x.json", "--k_core=-1")
 

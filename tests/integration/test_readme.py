@@ -70,8 +70,8 @@ def test_commands_run_in_their_order(base, tmp_path):
 
 
 def test_quickstart_goes_the_whole_way_and_reuses_it(tmp_path):
-    """All steps on the real data, with two optimizer steps per stage. A second run repeats none of
-    them."""
+    """All steps on the real data, with two optimizer steps per stage and five targets of each of
+    100 users. A second run repeats none of them."""
     quickstart = ("python", "tools/quickstart.py", "--output", str(tmp_path), "--trial")
     first = launch(*quickstart, timeout=500)
     assert first.returncode == 0, (first.stdout + first.stderr)[-5000:]
@@ -79,7 +79,9 @@ def test_quickstart_goes_the_whole_way_and_reuses_it(tmp_path):
         assert re.search(rf"^{row} +0\.\d+", first.stdout, re.MULTILINE), row
     assert (tmp_path / "report.png").stat().st_size > 10_000
     ranking = json.loads((tmp_path / "rankings" / "stage2.json").read_text())
-    assert ranking["protocol"]["num_users"] == 943
+    assert ranking["protocol"]["num_users"] == 100
+    assert ranking["protocol"]["num_cases"] == 500
+    assert "hit@10, stage2 - sft: " in first.stdout
     second = launch(*quickstart, timeout=100)
     assert second.returncode == 0
     assert second.stdout.count("done before, reused") == first.stdout.count("  $ ")

@@ -40,13 +40,15 @@ def test_leave_one_out(tmp_path: Path):
         dataset.evaluation("train")
 
 
-def test_short_users_are_dropped_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_short_users_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """They keep their numbers, and have neither training items nor cases."""
     write_json(tmp_path / "Set.inter.json", {"a": [1, 2], "b": [1, 2, 3], "c": []})
     with caplog.at_level(logging.WARNING):
         dataset = read_interactions(tmp_path, 0)
-    assert dataset.user_ids == ["b"]
-    assert dataset.num_dropped_users == 2
-    assert "2 of 3 users left out" in caplog.text
+    assert dataset.user_ids == ["a", "b", "c"]
+    assert lists(dataset.training_sequences()) == [[], [0], []]
+    assert dataset.evaluation("test").users.tolist() == [1]
+    assert "2 of 3 users left out, because they have fewer than 3 items" in caplog.text
 
 
 def test_fingerprint_follows_files_and_parts(tmp_path: Path):

@@ -39,6 +39,16 @@ def test_times_are_sorted_as_numbers_are(numbers):
         assert len(keys) == 1 + any(number != int(number) for number in numbers)
 
 
+@pytest.mark.parametrize("parts", [1, 10**3, 10**6, 10**9])
+def test_times_of_any_unit_become_seconds(parts: int):
+    """The largest one, of the year 2023, says what the unit is, also for those of
+    1970. Seconds are rounded down."""
+    times = Times()
+    for seconds in (0, 5, 1_700_000_000):
+        times.append(number_of(f"{seconds * parts + parts - 1}.5", "t"))
+    assert times.seconds().tolist() == [0, 5, 1_700_000_000]
+
+
 @pytest.mark.parametrize(
     "number", [1.0, 1e15, 0.5, 9.5e-5, "1.0", " 7 ", "1.425124800e9", "9.5e-05", "+3", ".5", "5."]
 )

@@ -49,7 +49,6 @@ def test_lcrec_catalogue_without_item_file(tmp_path: Path):
         ({"u": [1, None, 2]}, r"user 'u': expected a list of items"),
         ({"u": [1, 2.5, 2]}, r"user 'u': expected a list of items"),
         ({"u": [1, True, 2]}, r"user 'u': expected a list of items"),
-        ({}, "no user with at least 3 items"),
     ],
 )
 def test_malformed_lcrec(tmp_path: Path, content: object, message: str):

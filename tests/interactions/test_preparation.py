@@ -54,6 +54,23 @@ def test_the_first_of_repeats_in_time_not_in_file():
     assert prepared(rows, NONE) == {"u": ["a", "b", "c", "d", "a"]}
 
 
+def test_times_stay_with_their_items():
+    """Milliseconds become seconds. The repeat of item a goes, and then the oldest item."""
+    rows = [("u", "c", 9_000), ("u", "a", 1_700_000_000_999), ("u", "b", 8_000), ("u", "a", 0)]
+    rows += [("u", "d", 7_999), ("t", "a", 3_000), ("t", "b", 2_000), ("t", "c", 1_000)]
+    dataset, _ = prepare(raw_of(rows), "own", Filters(k_core=0, max_items=3))
+    assert list(dataset.user_ids) == ["t", "u"]
+    assert dataset.times is not None
+    found = {}
+    for user, items, times in zip(dataset.user_ids, dataset.sequences, dataset.times, strict=True):
+        names = [dataset.item_ids[item] for item in items.tolist()]
+        found[user] = list(zip(names, times.tolist(), strict=True))
+    assert found == {
+        "t": [("c", 1), ("b", 2), ("a", 3)],
+        "u": [("d", 7), ("b", 8), ("c", 9)],
+    }
+
+
 def test_lengths():
     """v has two items and cannot be split. w has three, too few for min_items 4. u keeps the newest
     three of four."""
@@ -67,13 +84,12 @@ def test_lengths():
     assert dataset.num_dropped_users == 2
 
 
-FEWER = [("k_core", -1, 0), ("min_items", 2, 3), ("max_items", 2, 3), ("max_items", -1, 3)]
+FEWER = [("k_core", -1, 0), ("min_items", 0, 1), ("max_items", 2, 3), ("max_items", -1, 3)]
 
 
 @pytest.mark.parametrize(("name", "value", "least"), FEWER)
-def test_filters_that_leave_users_without_three_items(name: str, value: int, least: int):
-    """A user's last item is for the test and the one before it for validation. Fewer than three
-    leave none to train on."""
+def test_filters_below_their_least_values(name: str, value: int, least: int):
+    """Cut to fewer than three items, no user could be split by order any more."""
     with pytest.raises(InputError, match=f"^{name}: expected {least} or more, got {value}$"):
         Filters(**{name: value})  # type: ignore[arg-type]
 

@@ -55,6 +55,23 @@ def test_written_and_read_back(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_times_are_kept_if_there_are_any(tmp_path: Path):
+    """Mapped like the items. A directory of an earlier version has no such column."""
+    rows = [[5, 6, 2**40], [1, 1, 2, 3]]
+    timed = dataclasses.replace(make_dataset(), times=Ragged.from_rows(rows, np.int64))
+    write_prepared(timed, tmp_path / "timed", {})
+    times = read_prepared(tmp_path / "timed").times
+    assert times is not None
+    assert [row.tolist() for row in times] == rows
+    assert times.values.dtype == np.int64
+    assert not times.values.flags.owndata
+
+    write_prepared(make_dataset(), tmp_path / "without", {})
+    assert read_prepared(tmp_path / "without").times is None
+    users = datasets.Dataset.from_file(str(tmp_path / "without" / USERS))
+    assert users.column_names == ["user_id", "items"]
+
+
 def test_sequences_are_mapped_not_copied(tmp_path: Path):
     write_prepared(make_dataset(), tmp_path / "out", {})
     dataset = read_prepared(tmp_path / "out")

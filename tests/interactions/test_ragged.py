@@ -21,6 +21,14 @@ def test_rows_are_views_of_one_array():
     assert rows[-1].tolist() == [4]
     assert lists(rows[1:]) == [[], [4]]
     assert rows[1:].values is rows.values
+    assert lists(rows[np.array([2, 0])]) == [[4], [1, 2, 3]]
+
+
+def test_all_entries_in_the_order_of_the_rows():
+    """The flat array holds more than the rows, and in another order."""
+    rows = Ragged(np.array([9, 1, 2, 3, 8]), np.array([2, 4, 0]), np.array([4, 4, 2]))
+    assert rows.flat().tolist() == [2, 3, 9, 1]
+    assert Ragged.from_rows([]).flat().tolist() == []
 
 
 def test_rows_by_their_lengths():

@@ -42,6 +42,16 @@ def test_recbole_time_order_ties_and_core(tmp_path: Path):
     assert read_interactions(tmp_path, k_core=0).item_ids == ["10", "20", "30", "40"]
 
 
+def test_recbole_times(tmp_path: Path):
+    """In seconds, in the order of the items, and those of the k-core alone."""
+    rows = [("1", "20", 30.7), ("1", "10", 10), ("2", "10", 5), ("2", "20", 6), ("2", "30", 7)]
+    rows += [("1", "40", 20), ("2", "40", 8)]
+    write_inter(tmp_path, rows)
+    dataset = read_interactions(tmp_path, k_core=2)
+    assert dataset.times is not None
+    assert [row.tolist() for row in dataset.times] == [[10, 20, 30], [5, 6, 8]]
+
+
 def test_recbole_item_file_without_titles(tmp_path: Path):
     write_inter(tmp_path, [("1", str(item), item) for item in range(3)])
     (tmp_path / "tiny.item").write_text("item_id:token\tyear:float\n0\t1999\n", encoding="utf-8")
@@ -63,8 +73,8 @@ def test_recbole_item_file_without_titles(tmp_path: Path):
             r"tiny.inter:2: timestamp: '1.5e\+18' has lost its last digits in a float",
         ),
         ("", r"tiny.inter: no interactions"),
-        ("1\t2\t5\t1\n" * 2, r"tiny.inter: no user with at least 3 items is left"),
-        ("1\t0\t5\t1\n1\t1\t5\t1\n1\t2\t5\t1\n", r"tiny.inter: no user .* lower k_core"),
+        ("1\t2\t5\t1\n" * 2, r"no user with at least 3 items is left"),
+        ("1\t0\t5\t1\n1\t1\t5\t1\n1\t2\t5\t1\n", r"no user .* lower k_core"),
     ],
 )
 def test_malformed_lines(tmp_path: Path, lines: str, message: str):
