@@ -12,6 +12,7 @@ table (.md) or a picture (.png, .svg, ...).
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -94,16 +95,20 @@ def read_rankings(paths: Sequence[str], baseline: str | None) -> dict[str, Ranki
     if len(unique) < 2:
         raise InputError(f"expected two or more different rankings, got {first} alone")
     ordered = [first, *(path for path in unique if path != first)]
-    rankings = {short_name(path): read_ranking(path) for path in ordered}
+    rankings = dict(zip(short_names(ordered), map(read_ranking, ordered), strict=True))
     require_comparable(list(rankings.values()))
     return rankings
 
 
-def short_name(path: str) -> str:
-    """runs/sft/final/ranking.json -> runs/sft/final; runs/sasrec/valid.json -> the same without its
-    suffix."""
-    whole = Path(path)
-    return str(whole.parent if whole.name == "ranking.json" else whole.with_suffix(""))
+def short_names(paths: Sequence[str]) -> list[str]:
+    """runs/sft/final/ranking.json -> sft/final; runs/sasrec/valid.json -> sasrec/valid: the folder
+    or the file without its suffix, and without the folders that all have in common."""
+    places = []
+    for path in paths:
+        whole = Path(path).absolute()
+        places.append(whole.parent if whole.name == "ranking.json" else whole.with_suffix(""))
+    common = os.path.commonpath([place.parent for place in places])
+    return [str(place.relative_to(common)) for place in places]
 
 
 def choose_metrics(wanted: str | None, rankings: Sequence[Ranking]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ilrec.commands.compare import main
+from ilrec.commands.compare import main, short_names
 from ilrec.errors import InputError
 from ilrec.ranking.measuring import Measured
 from ilrec.ranking.metrics import TargetRanks, ranking_metrics
@@ -65,6 +65,12 @@ def test_another_baseline_and_metrics(three, capsys):
     lines = lines_of(capsys.readouterr().out)
     assert set(lines) == {("sft", "MRR@5"), ("same", "MRR@5")}
     assert lines["sft", "MRR@5"][:3] == ["0.2000", "0.5000", "-0.3000"]
+
+
+def test_names_are_as_short_as_they_can_be():
+    paths = ["runs/sft/final/ranking.json", "runs/sasrec/valid.json"]
+    assert short_names(paths) == ["sft/final", "sasrec/valid"]
+    assert short_names(["a/ranking.json", "a/valid.json"]) == ["a", "a/valid"]
 
 
 def test_short_lists_are_compared_at_what_they_have(three, tmp_path, capsys):
