@@ -30,6 +30,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ilrec.config.command_line import ArgumentParser
+from ilrec.config.evaluation import NUM_BEAMS
 from ilrec.config.loading import build_section
 from ilrec.config.sasrec import CANDIDATES
 from ilrec.config.sections import DTYPES, DataConfig, ModelConfig
@@ -69,7 +70,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "twice",
     )
     parser.add_argument(
-        "--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K"
+        "--num_beams",
+        type=int,
+        default=NUM_BEAMS,
+        help="items ranked per user; metrics go up to this K",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
     parser.add_argument(

@@ -34,6 +34,7 @@ ALLOWED = {
         "interactions",
         "samples",
         "model",
+        "ranking",
         "collaborative",
     },
     "merging": {"files", "weights", "model", "training"},

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ilrec.collaborative import sasrec
+from ilrec.config.evaluation import EvaluationConfig
 from ilrec.config.sections import TrainConfig, TrainingConfig
 from ilrec.errors import InputError
 from ilrec.files.digests import fingerprint_of, text_digest
@@ -51,17 +52,21 @@ MAY_CHANGE = frozenset(
         "backend",
         "slab_mib",
         "dataloader_num_workers",
-        # Logging, saving, evaluation.
+        # Logging and saving.
         "logging_steps",
         "save_steps",
         "save_total_limit",
+        "resume",
+        # Evaluation. It counts if it chooses the weights of final/.
         "eval_strategy",
         "eval_steps",
+        "eval_metric",
+        "eval_users",
         "per_device_eval_batch_size",
-        "resume",
         # The length of the run. It counts if the learning rate depends on it.
         "max_steps",
         "num_train_epochs",
+        "early_stopping_patience",
     }
 )
 # Schedules under which the learning rate of a step does not depend on the number of steps.
@@ -109,6 +114,7 @@ def run_identity(
         **task.identity(),
         **agreed(lambda: contents(config)),
         **_length(config.training),
+        **_choice(config.evaluation),
         **_batches(config, world_size),
         **deciding_settings(ds_config),
         **(variant or {}),
@@ -194,6 +200,15 @@ def _length(training: TrainingConfig) -> dict[str, Any]:
     if training.max_steps > 0:
         return {"max_steps": training.max_steps, "num_train_epochs": None}
     return {"max_steps": None, "num_train_epochs": training.num_train_epochs}
+
+
+def _choice(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What chooses the weights of final/: which evaluations there are. None for each field if it is
+    the last step that counts."""
+    names = ("eval_strategy", "eval_metric", "eval_users")
+    chosen = {name: getattr(evaluation, name) if evaluation.save_best else None for name in names}
+    by_steps = evaluation.save_best and evaluation.eval_strategy == "steps"
+    return chosen | {"eval_steps": evaluation.eval_steps if by_steps else None}
 
 
 def _batches(config: TrainConfig, world_size: int) -> dict[str, Any]:

@@ -40,6 +40,8 @@ from ilrec.model.loading import (
 )
 from ilrec.model.objective import attach_objective
 from ilrec.model.source import ModelSource, find_model
+from ilrec.ranking.candidates import choose_candidates
+from ilrec.ranking.case_lists import evenly_spread
 from ilrec.samples.batches import TokenBudgetSampler, is_flattened
 from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.collators import TrainingCollator, flattening_collator
@@ -47,6 +49,7 @@ from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie
 from ilrec.samples.vocabulary import add_codes, code_ids
 from ilrec.training import zero3
+from ilrec.training.evaluation import Evaluation, ValidationRanking
 from ilrec.training.identity import base_origin
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.recorded_base import check_source
@@ -69,6 +72,9 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
     dtype = choose_dtype(config.model.dtype)
     return TrainingArguments(
         **fields,
+        eval_strategy=config.evaluation.eval_strategy,
+        eval_steps=config.evaluation.eval_steps,
+        per_device_eval_batch_size=config.evaluation.per_device_eval_batch_size,
         deepspeed=ds_config,
         use_cpu=not torch.cuda.is_available(),
         bf16=dtype == torch.bfloat16,
@@ -202,9 +208,10 @@ def make_trainer(
             batch_collate = IdentifiedCollator(with_continuations(flatten))
         sampler = _budget_sampler(config, samples.num_tokens(), flattened, arguments)
 
-    validation = None
-    if config.training.eval_strategy != "no":
-        validation = EvaluationSamples(task.dataset.evaluation("valid"), builder)
+    validation = evaluation = None
+    if config.evaluation.eval_strategy != "no":
+        validation = _validation_samples(config, task, builder)
+        evaluation = _evaluation(config, task, validation, tokenizer, arguments)
     trainer = ILRecTrainer(
         model=model,
         args=arguments,
@@ -215,6 +222,7 @@ def make_trainer(
         callbacks=list(callbacks),
         batch_sampler=sampler,
         batch_collator=batch_collate,
+        evaluation=evaluation,
         facts=facts,
     )
     # report_to is empty, so this is the only one that writes: rank 0, into the run directory.
@@ -222,6 +230,35 @@ def make_trainer(
         writer = SummaryWriter(str(Path(config.training.output_dir) / "tensorboard"))
         trainer.add_callback(TensorBoardCallback(writer))
     return trainer
+
+
+def _validation_samples(
+    config: TrainConfig, task: RecommendationTask, builder: SampleBuilder
+) -> EvaluationSamples:
+    """The same eval_users validation users in every evaluation."""
+    cases = task.dataset.evaluation("valid")
+    users = evenly_spread(config.evaluation.eval_users, len(cases))
+    return EvaluationSamples(cases[users], builder)
+
+
+def _evaluation(
+    config: TrainConfig,
+    task: RecommendationTask,
+    samples: EvaluationSamples,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+) -> Evaluation:
+    ranking = None
+    if config.evaluation.eval_metric != "loss":
+        ranking = ValidationRanking(
+            samples=samples,
+            trie=item_trie(samples.builder).to(arguments.device),
+            pad_token_id=tokenizer.pad_token_id,
+            candidates=choose_candidates("auto", task.dataset.sequences),
+            cutoff=config.evaluation.cutoff,
+            batch_size=config.evaluation.per_device_eval_batch_size,
+        )
+    return Evaluation(config.evaluation, ranking)
 
 
 def _continuations(
