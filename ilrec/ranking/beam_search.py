@@ -104,8 +104,8 @@ def _expand_cache(cache: Cache, num_beams: int, num_steps: int) -> None:
             layer.batch_repeat_interleave(num_beams)
 
 
-# Not inference_mode: a model in training keeps some of what ZeRO-3 gathers here, and a backward
-# pass cannot use such tensors.
+# Not inference_mode: under ZeRO-3 a model in training may keep what is gathered here, and a
+# backward pass refuses tensors that were made in that mode.
 @torch.no_grad()
 def trie_beam_search(
     model: Any,
