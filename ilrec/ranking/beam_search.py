@@ -144,7 +144,9 @@ def trie_beam_search(
     logits_BV = outputs.logits[:, -1]
     nodes_B1 = torch.full((num_users, 1), ROOT, dtype=torch.int64, device=input_ids_BT.device)
     scores_B1 = logits_BV.new_zeros(num_users, 1, dtype=_score_dtype(logits_BV))
-    beams, _, tokens_BK = _extend(Beams(nodes_B1, scores_B1), logits_BV, trie, num_beams, closed)
+    beams, parents_BK, tokens_BK = _extend(
+        Beams(nodes_B1, scores_B1), logits_BV, trie, num_beams, closed
+    )
 
     # From here on each user has K rows. The cache gets room for the tokens that are left.
     cache = outputs.past_key_values
@@ -155,6 +157,7 @@ def trie_beam_search(
 
     # One level of the trie in each turn, until no beam can be extended.
     while not _is_done(trie, beams.nodes_BK, synced_ranks):
+        cache.reorder_cache((first_row_B1 + parents_BK).reshape(-1))
         attention_mask = pad(attention_mask, (0, 1), value=1)
         position = position + 1
         outputs = model(
@@ -168,7 +171,6 @@ def trie_beam_search(
         beams, parents_BK, tokens_BK = _extend(
             beams, outputs.logits[:, -1], trie, num_beams, closed
         )
-        cache.reorder_cache((first_row_B1 + parents_BK).reshape(-1))
     return _expand_items(beams, trie, num_beams)
 
 
