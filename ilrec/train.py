@@ -130,7 +130,8 @@ def train(argv: list[str]) -> int:
         trainer.train(resume_from_checkpoint=checkpoint)
         if _was_stopped(trainer, stop):
             return STOPPED
-        save_final(trainer, config, task, facts)
+        best = trainer.evaluation.best(trainer.state) if trainer.evaluation else None
+        save_final(trainer, config, task, facts, best)
     return 0
 
 

@@ -34,6 +34,7 @@ ALLOWED = {
         "interactions",
         "samples",
         "model",
+        "ranking",
         "collaborative",
     },
     "commands": {"files", "config", "ranking", "training"},

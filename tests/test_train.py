@@ -135,7 +135,8 @@ def test_the_run_directory_explains_itself(data, base, tmp_path):
 
 
 def test_validation_loss_is_measured_on_the_way(data, base, tmp_path):
-    run("stage2", data, tmp_path / "run", model=base, eval_strategy="steps", eval_steps=2)
+    fields = {"eval_strategy": "steps", "eval_steps": 2, "eval_metric": "loss"}
+    run("stage2", data, tmp_path / "run", model=base, **fields)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     measured = [line for line in map(json.loads, lines) if "eval_loss" in line]
     assert [line["step"] for line in measured] == [2, 3]

@@ -1,8 +1,8 @@
 """The settings of a run: where each is declared, how a value is read, and which value wins.
 
-Reading order: sections.py (every setting with its default, help text and limits), settings.py (what
-a setting is, and how a value is read), loading.py (defaults < recipe < command line),
-command_line.py (the rules of every command line in the project).
+Reading order: sections.py and evaluation.py (every setting with its default, help text and
+limits), settings.py (what a setting is, and how a value is read), loading.py (defaults < recipe <
+command line), command_line.py (the rules of every command line in the project).
 
     load_config("ilrec/recipes/stage1.yaml", {"model": "M", "data": "D", "beta": "2e-1"}).objective
 

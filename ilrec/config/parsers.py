@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from ilrec.config.command_line import ArgumentParser
+from ilrec.config.evaluation import NUM_BEAMS
 from ilrec.config.sasrec import CANDIDATES
 from ilrec.config.sections import DTYPES, SECTIONS, ModelConfig
 
@@ -55,7 +56,10 @@ def rank_parser(description: str | None) -> ArgumentParser:
         "twice",
     )
     parser.add_argument(
-        "--num_beams", type=int, default=20, help="items ranked per user; metrics go up to this K"
+        "--num_beams",
+        type=int,
+        default=NUM_BEAMS,
+        help="items ranked per user; metrics go up to this K",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="users per batch and rank")
     parser.add_argument(

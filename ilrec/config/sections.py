@@ -1,4 +1,5 @@
-"""Every setting of training and of SASRec, once: its default, its help text and its checks.
+"""Every setting of training, once: its default, its help text and its checks. The sections of the
+evaluation and of SASRec lie beside this file.
 
 Defaults here < the YAML recipe < the command line (`--field value`). A recipe and a command line
 are flat: no two sections of a training run share a field's name. The sections exist for the code,
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilrec.config.dates import split_dates
+from ilrec.config.evaluation import EvaluationConfig
 from ilrec.config.settings import Section, require, setting
 from ilrec.errors import InputError
 from ilrec.ops.objective import (
@@ -324,7 +326,6 @@ class TrainingConfig(Section):
         -1, "stop after this many optimizer steps instead; -1: by epochs", at_least=-1
     )
     per_device_train_batch_size: int = setting(8, "samples per rank and micro-step", at_least=1)
-    per_device_eval_batch_size: int = setting(16, "samples per rank in evaluation", at_least=1)
     gradient_accumulation_steps: int = setting(1, "micro-steps per optimizer step", at_least=1)
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
     lr_scheduler_type: str = setting(
@@ -338,16 +339,10 @@ class TrainingConfig(Section):
     weight_decay: float = setting(0.0, "AdamW weight decay", at_least=0)
     max_grad_norm: float = setting(1.0, "gradient norm to clip at; 0: no clipping", at_least=0)
     logging_steps: int = setting(10, "optimizer steps between log lines", at_least=1)
-    eval_strategy: str = setting(
-        "no",
-        "no, steps or epoch: when the loss on the validation items is measured",
-        choices=("no", "steps", "epoch"),
-    )
-    eval_steps: int = setting(
-        500, "steps between evaluations with eval_strategy: steps", at_least=1
-    )
     save_steps: int = setting(500, "optimizer steps between checkpoints", at_least=1)
-    save_total_limit: int = setting(2, "checkpoints kept, the newest ones; 0: all", at_least=0)
+    save_total_limit: int = setting(
+        2, "checkpoints kept, the newest ones, and with save_best the best one; 0: all", at_least=0
+    )
     dataloader_num_workers: int = setting(0, "processes that prepare samples, per rank", at_least=0)
     report_to: str | list[str] = setting(
         "tensorboard",
@@ -396,14 +391,15 @@ class TrainConfig:
     data: DataConfig
     objective: ObjectiveConfig
     training: TrainingConfig
+    evaluation: EvaluationConfig
     # Other fields of transformers.TrainingArguments, those that were given.
     training_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
         """The settings as one flat mapping, as a recipe holds them."""
         flat: dict[str, Any] = {}
-        for section in (self.model, self.data, self.objective, self.training):
-            flat |= dataclasses.asdict(section)
+        for section in SECTIONS:
+            flat |= dataclasses.asdict(getattr(self, section))
         return flat | self.training_arguments
 
 
@@ -413,4 +409,5 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "objective": ObjectiveConfig,
     "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
 }

@@ -66,11 +66,17 @@ def require_effect(config: TrainConfig) -> None:
     )
     for name in ("eval_on_start", "eval_delay"):
         require(
-            not given.get(name) or config.training.eval_strategy != "no",
+            not given.get(name) or config.evaluation.eval_strategy != "no",
             name,
             given.get(name),
             "eval_strategy: steps or epoch with it",
         )
+    require(
+        not given.get("eval_on_start") or not config.evaluation.save_best,
+        "eval_on_start",
+        True,
+        "false with save_best: before the first step there is no checkpoint to keep",
+    )
 
 
 def _readable(hint: Any, choices: tuple[Any, ...]) -> tuple[Any, Domain]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
@@ -103,7 +104,9 @@ def _expand_cache(cache: Cache, num_beams: int, num_steps: int) -> None:
             layer.batch_repeat_interleave(num_beams)
 
 
-@torch.inference_mode()
+# Not inference_mode: under ZeRO-3 a model in training may keep what is gathered here, and a
+# backward pass refuses tensors that were made in that mode.
+@torch.no_grad()
 def trie_beam_search(
     model: Any,
     input_ids_BT: Tensor,
@@ -111,6 +114,7 @@ def trie_beam_search(
     trie: ItemTrie,
     num_beams: int,
     excluded: Sequence[np.ndarray | Sequence[int]] | None = None,
+    synced_ranks: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The num_beams best items per user, best first.
 
@@ -118,6 +122,8 @@ def trie_beam_search(
     input_ids_BT, attention_mask_BT: LEFT-padded prompts.
     excluded: per user, items that take no beam. A leaf that several items share is left out only if
         all of them are excluded.
+    synced_ranks: every rank goes on until all of them are done, because the model is sharded and
+        its calls are collective (ZeRO-3). All ranks then call this equally often.
 
     Returns items int64 [B, K] and scores float32 [B, K] (float64 for a float64 model). If the
     catalogue has fewer items than num_beams, the rest is item -1 with score -inf. Items that share
@@ -138,7 +144,9 @@ def trie_beam_search(
     logits_BV = outputs.logits[:, -1]
     nodes_B1 = torch.full((num_users, 1), ROOT, dtype=torch.int64, device=input_ids_BT.device)
     scores_B1 = logits_BV.new_zeros(num_users, 1, dtype=_score_dtype(logits_BV))
-    beams, _, tokens_BK = _extend(Beams(nodes_B1, scores_B1), logits_BV, trie, num_beams, closed)
+    beams, parents_BK, tokens_BK = _extend(
+        Beams(nodes_B1, scores_B1), logits_BV, trie, num_beams, closed
+    )
 
     # From here on each user has K rows. The cache gets room for the tokens that are left.
     cache = outputs.past_key_values
@@ -148,7 +156,8 @@ def trie_beam_search(
     first_row_B1 = torch.arange(num_users, device=nodes_B1.device)[:, None] * num_beams
 
     # One level of the trie in each turn, until no beam can be extended.
-    while not bool(_is_leaf(trie, beams.nodes_BK).all()):
+    while not _is_done(trie, beams.nodes_BK, synced_ranks):
+        cache.reorder_cache((first_row_B1 + parents_BK).reshape(-1))
         attention_mask = pad(attention_mask, (0, 1), value=1)
         position = position + 1
         outputs = model(
@@ -162,12 +171,19 @@ def trie_beam_search(
         beams, parents_BK, tokens_BK = _extend(
             beams, outputs.logits[:, -1], trie, num_beams, closed
         )
-        cache.reorder_cache((first_row_B1 + parents_BK).reshape(-1))
     return _expand_items(beams, trie, num_beams)
 
 
 def _score_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _is_done(trie: ItemTrie, nodes_BK: Tensor, synced_ranks: bool) -> bool:
+    """Whether no beam can be extended, with synced_ranks on any rank."""
+    is_done = _is_leaf(trie, nodes_BK).all().to(torch.int32)
+    if synced_ranks:
+        dist.all_reduce(is_done, op=dist.ReduceOp.MIN)
+    return bool(is_done)
 
 
 def _is_leaf(trie: ItemTrie, nodes_BK: Tensor) -> Tensor:

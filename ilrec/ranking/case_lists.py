@@ -43,7 +43,7 @@ def of_some_users(cases: Cases, num_wanted: int) -> Cases:
     return cases[np.isin(cases.users, chosen)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rank_cases(
     model: torch.nn.Module,
     samples: EvaluationSamples,
@@ -53,26 +53,26 @@ def rank_cases(
     batch_size: int,
     device: torch.device,
     candidates: str,
+    synced_ranks: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The num_beams best items of each case, best first, on the CPU: items int64 [C, K] and scores
     float32 [C, K] (log-probabilities). Where there are fewer items, -1 with score -inf.
 
     The processes share the cases, and each returns the lists of all. candidates: all; or unseen: no
-    item of a case's history is in its list.
+    item of a case's history is in its list. synced_ranks: all processes call the model equally
+    often, as one that is sharded among them needs (ZeRO-3).
     """
     # Histories of similar length share a batch, so that little of it is padding. The longest come
     # first: if memory is short, the run ends at its start.
     histories = samples.cases.histories
     lengths = np.minimum(histories.lengths, samples.builder.max_history_items)
     order = np.argsort(-lengths, kind="stable")
-    mine = order[rank() :: world_size()].tolist()
+    mine = _share(order).tolist()
     loader = DataLoader(
         Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id)
     )
 
-    # With more processes than cases, some have none.
-    items_parts = [torch.empty(0, num_beams, dtype=torch.int64)]
-    scores_parts = [torch.empty(0, num_beams)]
+    items_parts, scores_parts = [], []
     num_done = 0
     started = reported = time.monotonic()
     for batch in loader:
@@ -85,6 +85,7 @@ def rank_cases(
             trie,
             num_beams,
             excluded,
+            synced_ranks,
         )
         items_BK = items_BK.cpu()
         # An excluded item comes along if it shares a leaf with one that is not excluded.
@@ -103,11 +104,17 @@ def rank_cases(
     )
 
 
-def progress(num_done: int, num_mine: int, num_users: int, seconds: float) -> str:
-    """A line of the log about all users, from this process's share of them.
+def _share(order: np.ndarray) -> np.ndarray:
+    """This process's cases. All have the same number of them, and so of batches: where one has one
+    less, it ranks the first case once more, which _gather leaves out."""
+    mine = order[rank() :: world_size()]
+    is_short = len(mine) * world_size() < len(order)
+    return np.append(mine, order[:1]) if is_short else mine
 
-    The shares of two processes differ by one user at most, so this one stands for all.
-    """
+
+def progress(num_done: int, num_mine: int, num_users: int, seconds: float) -> str:
+    """A line of the log about all users, from this process's share of them, which stands for
+    all."""
     share = num_done / num_mine
     num_ranked = int(share * num_users)
     seconds_left = seconds / share - seconds
@@ -122,11 +129,13 @@ def _gather(rows: Tensor, order: Tensor) -> Tensor:
 
     order: cases as they were dealt out, one to each process in turn. Each case is in one share.
     """
+    # A share may have a repeated case at its end.
     shares: list = [rows]
     if world_size() > 1:
         shares = [None] * world_size()
         dist.all_gather_object(shares, rows)
     merged = rows.new_empty(len(order), rows.shape[1])
     for process, share in enumerate(shares):
-        merged[order[process :: world_size()]] = share
+        places = order[process :: world_size()]
+        merged[places] = share[: len(places)]
     return merged

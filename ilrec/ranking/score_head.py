@@ -9,6 +9,8 @@ Shapes: N positions, H hidden, V vocabulary, R trained token rows.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,6 +50,18 @@ def _project(
     logits_NV = states_NH.new_empty(len(states_NH), len(weight_VH))
     Head.of(weight_VH, new_token_ids_R, new_token_rows_RH).project(states_NH, logits_NV)
     return logits_NV.view(*hidden.shape[:-1], -1)
+
+
+@contextlib.contextmanager
+def float32_scores(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Inside, the model has a ScoreHead. For a model that is being trained."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings()
+    score_in_float32(model)
+    try:
+        yield
+    finally:
+        base.set_output_embeddings(head)
 
 
 def score_in_float32(model: PreTrainedModel | PeftModel) -> None:

@@ -143,8 +143,12 @@ def remove_unfinished(output_dir: str | Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def remove_old(output_dir: str | Path, limit: int) -> None:
-    """Remove all checkpoints but the newest `limit` that have a manifest; 0: keep all.
+def checkpoint_at(output_dir: str | Path, step: int) -> Path:
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
+def remove_old(output_dir: str | Path, limit: int, best: Path | None = None) -> None:
+    """Remove all checkpoints but `best` and the newest `limit` that have a manifest; 0: keep all.
 
     At least one with a manifest stays. Rank 0 calls it after saving.
     """
@@ -154,7 +158,7 @@ def remove_old(output_dir: str | Path, limit: int) -> None:
         return
     kept = complete[:limit]
     for path in every:
-        if path not in kept:
+        if path not in kept and path != best:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ilrec.collaborative import sasrec
+from ilrec.config.evaluation import EvaluationConfig
 from ilrec.config.sections import TrainConfig, TrainingConfig
 from ilrec.errors import InputError
 from ilrec.files.digests import fingerprint_of, text_digest
@@ -62,7 +63,7 @@ MAY_CHANGE = frozenset(
         "ddp_bucket_cap_mb",
         "ddp_timeout",
         "ddp_backend",
-        # Logging, saving, evaluation.
+        # Logging and saving.
         "logging_steps",
         "logging_strategy",
         "logging_first_step",
@@ -74,18 +75,21 @@ MAY_CHANGE = frozenset(
         "run_name",
         "project",
         "save_strategy",
-        "eval_delay",
-        "eval_on_start",
         "save_steps",
         "save_total_limit",
         "report_to",
+        "resume",
+        # Evaluation. It counts if it chooses the weights of final/.
+        "eval_on_start",
         "eval_strategy",
         "eval_steps",
+        "eval_metric",
+        "eval_users",
         "per_device_eval_batch_size",
-        "resume",
         # The length of the run. It counts if the learning rate depends on it.
         "max_steps",
         "num_train_epochs",
+        "early_stopping_patience",
     }
 )
 # Schedules under which the learning rate of a step does not depend on the number of steps.
@@ -135,6 +139,7 @@ def run_identity(
         **task.identity(),
         **agreed(lambda: contents(config)),
         **_length(config.training),
+        **_choice(config.evaluation),
         **_batches(config, world_size),
         **deciding_settings(ds_config),
         **(variant or {}),
@@ -222,6 +227,15 @@ def _length(training: TrainingConfig) -> dict[str, Any]:
     if training.max_steps > 0:
         return {"max_steps": training.max_steps, "num_train_epochs": None}
     return {"max_steps": None, "num_train_epochs": training.num_train_epochs}
+
+
+def _choice(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What chooses the weights of final/: which evaluations there are. None for each field if it is
+    the last step that counts."""
+    names = ("eval_strategy", "eval_metric", "eval_users")
+    chosen = {name: getattr(evaluation, name) if evaluation.save_best else None for name in names}
+    by_steps = evaluation.save_best and evaluation.eval_strategy == "steps"
+    return chosen | {"eval_steps": evaluation.eval_steps if by_steps else None}
 
 
 def _batches(config: TrainConfig, world_size: int) -> dict[str, Any]:

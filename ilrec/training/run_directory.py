@@ -6,11 +6,13 @@ write_run_directory writes what explains this run, and save_final writes final/ 
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import itertools
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -23,16 +25,19 @@ from ilrec.config.loading import write_yaml
 from ilrec.config.sections import TrainConfig
 from ilrec.errors import InputError
 from ilrec.files.outputs import write_text
-from ilrec.processes import environment
+from ilrec.processes import environment, rank
 from ilrec.samples.task import ITEM_INDEX, RecommendationTask
 from ilrec.training.checkpoints import (
     FINAL,
+    checkpoint_at,
     full_disk_reported,
     list_checkpoints,
     publish,
     staging,
     step_of,
 )
+from ilrec.training.evaluation import Evaluated
+from ilrec.training.manifest import MANIFEST, find_fault
 from ilrec.training.metrics_log import METRICS_LOG
 from ilrec.training.together import agreed
 
@@ -48,6 +53,18 @@ LEFT_BY_A_RUN = (
     METRICS_LOG,
     "tensorboard",
     "nonfinite",
+)
+# What a checkpoint holds beside the model: the files of the Trainer and of DeepSpeed.
+STATE_OF_TRAINING = (
+    "optimizer.*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+    "global_step*",
+    "latest*",
+    "zero_to_fp32.py",
+    MANIFEST,
 )
 logger = logging.getLogger(__name__)
 
@@ -159,21 +176,48 @@ def write_run_directory(
 
 
 def save_final(
-    trainer: Trainer, config: TrainConfig, task: RecommendationTask, facts: Mapping[str, Any]
+    trainer: Trainer,
+    config: TrainConfig,
+    task: RecommendationTask,
+    facts: Mapping[str, Any],
+    best: Evaluated | None = None,
 ) -> None:
     """Write final/, all of it or nothing. Every rank calls it.
 
     It holds the model or adapter, the tokenizer, and what ranking needs to render users and items
-    as training did. facts: what its manifest records of the run.
+    as training did. facts: what its manifest records of the run. best: the evaluation whose
+    checkpoint it is made from; None: the model as it is after the last step.
     """
     output_dir = config.training.output_dir
     directory = staging(output_dir) / FINAL
+    step = trainer.state.global_step
     with full_disk_reported(output_dir):
-        trainer.save_model(str(directory))
+        if best is None:
+            trainer.save_model(str(directory))
+        else:
+            step = best.step
+            facts = {**facts, "best": dataclasses.asdict(best)}
+            _copy_model(checkpoint_at(output_dir, step), directory)
+            logger.info("%s/%s is the best checkpoint: %s", output_dir, FINAL, best)
         if trainer.is_world_process_zero():
             task.write_item_index(directory / ITEM_INDEX)
             write_yaml(directory / "ilrec.yaml", config)
-        publish(output_dir, FINAL, {"step": trainer.state.global_step, **facts})
+        publish(output_dir, FINAL, {"step": step, **facts})
+
+
+def _copy_model(checkpoint: Path, directory: Path) -> None:
+    """Copy a checkpoint without the state of its training. Every rank calls it.
+
+    Raises InputError if the checkpoint is damaged.
+    """
+    fault = find_fault(checkpoint)
+    if fault:
+        raise InputError(
+            f"{checkpoint} {fault}; it was the best, and {FINAL}/ cannot be made from it. Remove "
+            "it, and the same command goes on without it"
+        )
+    if rank() == 0:
+        shutil.copytree(checkpoint, directory, ignore=shutil.ignore_patterns(*STATE_OF_TRAINING))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

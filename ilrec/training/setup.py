@@ -39,6 +39,8 @@ from ilrec.model.loading import (
 from ilrec.model.objective import attach_objective
 from ilrec.model.source import ModelSource, find_model
 from ilrec.ops.backends import why_unavailable
+from ilrec.ranking.candidates import choose_candidates
+from ilrec.ranking.case_lists import of_some_users
 from ilrec.samples.batches import TokenBudgetSampler, is_flattened
 from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.collators import TrainingCollator, flattening_collator
@@ -51,6 +53,7 @@ from ilrec.training.argument_checks import (
     check_optimizer,
     check_schedule,
 )
+from ilrec.training.evaluation import Evaluation, ValidationRanking
 from ilrec.training.identity import base_origin
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.recorded_base import check_source
@@ -76,6 +79,9 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
         fields["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     dtype = choose_dtype(config.model.dtype)
     fields |= {
+        "eval_strategy": config.evaluation.eval_strategy,
+        "eval_steps": config.evaluation.eval_steps,
+        "per_device_eval_batch_size": config.evaluation.per_device_eval_batch_size,
         "deepspeed": ds_config,
         "use_cpu": not torch.cuda.is_available(),
         "bf16": dtype == torch.bfloat16,
@@ -244,9 +250,10 @@ def make_trainer(
             100 * sampler.real_token_share,
         )
 
-    validation = None
-    if config.training.eval_strategy != "no":
-        validation = EvaluationSamples(task.dataset.evaluation("valid"), builder)
+    validation = evaluation = None
+    if config.evaluation.eval_strategy != "no":
+        validation = _validation_samples(config, task, builder)
+        evaluation = _evaluation(config, task, validation, tokenizer, arguments)
     trainer = ILRecTrainer(
         model=model,
         args=arguments,
@@ -257,6 +264,7 @@ def make_trainer(
         callbacks=list(callbacks),
         batch_sampler=sampler,
         batch_collator=batch_collate,
+        evaluation=evaluation,
         facts=facts,
     )
     if trainer.is_world_process_zero():
@@ -285,6 +293,34 @@ def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
         num_all += size
         num_trained += size if parameter.requires_grad else 0
     return num_all, num_trained
+
+
+def _validation_samples(
+    config: TrainConfig, task: RecommendationTask, builder: SampleBuilder
+) -> EvaluationSamples:
+    """The same eval_users validation users in every evaluation."""
+    cases = of_some_users(task.dataset.evaluation("valid"), config.evaluation.eval_users)
+    return EvaluationSamples(cases, builder)
+
+
+def _evaluation(
+    config: TrainConfig,
+    task: RecommendationTask,
+    samples: EvaluationSamples,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+) -> Evaluation:
+    ranking = None
+    if config.evaluation.eval_metric != "loss":
+        ranking = ValidationRanking(
+            samples=samples,
+            trie=item_trie(samples.builder).to(arguments.device),
+            pad_token_id=tokenizer.pad_token_id,
+            candidates=choose_candidates("auto", task.dataset.sequences),
+            cutoff=config.evaluation.cutoff,
+            batch_size=config.evaluation.per_device_eval_batch_size,
+        )
+    return Evaluation(config.evaluation, ranking)
 
 
 def _continuations(

@@ -63,6 +63,21 @@ class StopRequest(TrainerCallback):
     ) -> None:
         # One small reduction in each step: no rank may stop alone while the others wait for it.
         self.is_stopping = _any_rank(self.is_asked, args.device)
+        self._save_and_stop(state, control)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        # It may have taken minutes, in which the signal came. The checkpoint of this step is
+        # written after it and holds its result, so that a resumed run does not lack it.
+        if not self.is_stopping:
+            self.on_step_end(args, state, control)
+
+    def _save_and_stop(self, state: TrainerState, control: TrainerControl) -> None:
         if self.is_stopping:
             logger.warning("asked to stop: a checkpoint of step %d is written", state.global_step)
             control.should_save = control.should_training_stop = True

@@ -1,12 +1,13 @@
 """ILRecTrainer: where the Hugging Face Trainer and the ILRec objective meet.
 
 The Trainer does the loop, DeepSpeed, the schedules and the contents of a checkpoint. This file adds
-three things: the loss terms are summed over the global batch and logged; NaN and inf end the run
-before they reach a weight; checkpoints are checked and published whole.
+four things: the loss terms are summed over the global batch and logged; NaN and inf end the run
+before they reach a weight; evaluation may rank; checkpoints are checked and published whole.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import speed_metrics
 
 from ilrec.errors import InputError
 from ilrec.ops import IGNORE_INDEX, STATS
 from ilrec.samples.batches import EpochLoader, TokenBudgetSampler
 from ilrec.training import checkpoints, metrics_log
+from ilrec.training.evaluation import Evaluation, ValidationRanking
 from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batches
 from ilrec.training.zero3 import check_saved
 
@@ -84,19 +87,24 @@ class ILRecTrainer(Trainer):
         *args: Any,
         batch_sampler: TokenBudgetSampler | None = None,
         batch_collator: Any = None,
+        evaluation: Evaluation | None = None,
         facts: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """batch_sampler: this rank's batches by token budget; None: the Trainer's own batches.
         batch_collator: collates the batches of batch_sampler.
+        evaluation: None if there is none, or of the loss alone.
         facts: what the manifests of checkpoints record of the run (manifest.py).
         """
         super().__init__(*args, **kwargs)
         self.batch_sampler = batch_sampler
         self.batch_collator = batch_collator
+        self.evaluation = evaluation
         self.facts = facts or {}
         self._is_staging = False
         self._sums = TokenSums()
+        if evaluation is not None:
+            self.add_callback(evaluation)
         self.add_callback(RunDirectory())
 
     def get_train_dataloader(self) -> DataLoader:
@@ -158,6 +166,30 @@ class ILRecTrainer(Trainer):
         )
         raise InputError(f"{when}: {describe_nonfinite(counts_WK2)}. {kept}")
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # A data loader draws a random number when it starts. The dropout of the steps that follow
+        # must not depend on it.
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            if self.evaluation is None or self.evaluation.ranking is None:
+                return super().evaluate(*args, **kwargs)
+            return self._evaluate_ranking(self.evaluation.ranking)
+
+    def _evaluate_ranking(self, ranking: ValidationRanking) -> dict[str, float]:
+        """Log {"eval_ndcg@K": ..., ...} as the Trainer logs the loss."""
+        started = time.time()
+        try:
+            measured = ranking.measure(self.model)
+        except InputError as error:
+            raise InputError(f"evaluation after step {self.state.global_step}: {error}") from None
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
+        metrics |= speed_metrics("eval", started, num_samples=len(ranking.samples))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The Trainer calls this on all ranks at the same steps, so the sums can be reduced here.
         if "loss" in logs:
@@ -185,7 +217,9 @@ class ILRecTrainer(Trainer):
             self._is_staging = False
             checkpoints.publish(output_dir, name, {"step": self.state.global_step, **self.facts})
         if self.args.should_save:
-            checkpoints.remove_old(output_dir, self.args.save_total_limit or 0)
+            best = self.evaluation.best(self.state) if self.evaluation else None
+            kept = checkpoints.checkpoint_at(output_dir, best.step) if best else None
+            checkpoints.remove_old(output_dir, self.args.save_total_limit or 0, kept)
 
 
 def require_steps_left(output_dir: str, step: int, max_steps: int) -> None:
@@ -215,7 +249,9 @@ class RunDirectory(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # A log line is forced before each checkpoint, so that no partial sums are lost on resume.
-        control.should_log = control.should_log or control.should_save
+        # An evaluation may lead to one.
+        will_save = control.should_save or control.should_evaluate
+        control.should_log = control.should_log or will_save
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -36,6 +36,7 @@ def test_nan_on_one_rank_ends_both(data, base, tmp_path, kind, when, lines):
         save_steps=1,
         eval_strategy="steps",
         eval_steps=1,
+        eval_metric="loss",
     )
     script = Path(__file__).with_name("nan_rank.py")
     result = launch("deepspeed", str(script), *words, timeout=180)
