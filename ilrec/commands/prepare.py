@@ -122,7 +122,7 @@ def add_filter_options(parser: argparse.ArgumentParser) -> None:
     filters.add_argument(
         "--min_items",
         type=int,
-        help=f"least items of a user (default and least: {MIN_ITEMS_PER_USER})",
+        help=f"least items of a user (default {MIN_ITEMS_PER_USER}; fewer help split_time alone)",
     )
     filters.add_argument(
         "--max_items", type=int, help="keep only so many of a user's newest items (default: all)"

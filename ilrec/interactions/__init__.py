@@ -2,9 +2,10 @@
 
 Reading order: reading.py opens a data directory of any kind: prepared.py (Arrow, memory-mapped),
 lcrec.py and recbole.py. Each gives the InteractionDataset of dataset.py, whose sequences are rows
-of one flat array (ragged.py, arrow_files.py). Raw files become a prepared directory by
-raw_files.py (their lines: text_lines.py; what is wrong with them: findings.py), fields.py (exact
-names and numbers), importers.py, and preparation.py with k_core.py.
+of one flat array (ragged.py, arrow_files.py); splits.py says which items are for training and which
+are targets (cases.py). Raw files become a prepared directory by raw_files.py (their lines:
+text_lines.py; what is wrong with them: findings.py), fields.py (exact names and numbers),
+importers.py, and preparation.py with k_core.py.
 
 A sample, three lines of a CSV file with the columns user, item and time:
 

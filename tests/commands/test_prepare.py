@@ -14,6 +14,7 @@ from ilrec.commands.prepare import main
 from ilrec.errors import InputError
 from ilrec.interactions import prepared
 from ilrec.interactions.reading import read_interactions
+from ilrec.interactions.splits import SplitRule
 from ilrec.train import train
 
 
@@ -88,6 +89,22 @@ def test_a_directory_is_taken_as_it_is_with_its_semantic_ids(data, tmp_path):
     assert ours.name == "mine"
     copied = (tmp_path / "out" / "tiny.index.json").read_text()
     assert copied == (data / "tiny.index.json").read_text()
+
+
+def test_times_in_milliseconds_are_kept_and_split_by(tmp_path):
+    """User u has an item on each of the first six days of 2023, and the test begins on the fifth
+    day. Item 4 is at midnight, which is from the date on."""
+    rows = "".join(
+        f"u,i{day},{1_672_531_200_000 + 86_400_000 * day + (day == 3)}\n" for day in range(6)
+    )
+    (tmp_path / "clicks.csv").write_text("user,item,ts\n" + rows)
+    columns = ["--user_column", "user", "--item_column", "item", "--time_column", "ts"]
+    files = ["--interactions", str(tmp_path / "clicks.csv"), "--output", str(tmp_path / "out")]
+    main([*files, *columns, "--k_core", "0"])
+    dataset = read_interactions(tmp_path / "out", 0, SplitRule(1, "2023-01-05"))
+    assert dataset.times[0].tolist()[:2] == [1_672_531_200, 1_672_617_600]
+    assert dataset.training_sequences()[0].tolist() == [0, 1, 2]
+    assert dataset.evaluation("test").targets[0].tolist() == [4, 5]
 
 
 def test_a_bad_line_leaves_nothing_behind(tmp_path, capsys):
