@@ -14,6 +14,7 @@ SETTINGS = {
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
     "max_grad_norm": 1.0,
+    "optim": "adafactor",
 }
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
 
@@ -51,6 +52,7 @@ def test_shipped_configs_fit_any_recipe(path, dtype):
         ({"fp16": {"enabled": True}}, "fp16.enabled = true contradicts dtype float32"),
         ({"zero_optimisation": {}}, "unknown key 'zero_optimisation'.*did you mean"),
         ({"bf16": True}, "ds.json: bf16: expected an object such as .*, got True"),
+        ({"optimizer": {}}, "ds.json: optimizer takes the place of optim, which the recipe gives"),
         ({"zero_optimization": {"stage": 7}}, "ds.json: zero_optimization.stage: .*, got 7"),
     ],
 )

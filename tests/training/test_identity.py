@@ -14,6 +14,7 @@ from ilrec.collaborative.sasrec import SASRec
 from ilrec.config.loading import load_config
 from ilrec.config.sasrec import SASRecConfig
 from ilrec.config.sections import SECTIONS, TrainConfig
+from ilrec.config.training_arguments import known_fields
 from ilrec.samples.task import load_task
 from ilrec.training.identity import MAY_CHANGE, run_identity
 from ilrec.weights.fingerprint import BLOCK_BYTES, NUM_BLOCKS, file_fingerprint
@@ -64,9 +65,17 @@ def test_every_setting_counts_unless_it_may_change(name, config, identity):
 
 
 def test_what_may_change_is_a_setting_and_documented():
-    assert set(FIELDS) >= MAY_CHANGE
+    assert FIELDS.keys() | known_fields().keys() >= MAY_CHANGE
     text = (ROOT / "docs" / "clusters.md").read_text()
     assert not {name for name in MAY_CHANGE if f"`{name}`" not in text}
+
+
+def test_a_field_of_training_arguments_counts_if_it_is_given(config, identity):
+    before = identity(config)
+    config.training_arguments = {"adam_beta2": 0.95, "run_name": "mine"}
+    after = identity(config)
+    assert changed(before, after) == ["training_arguments"]
+    assert after["training_arguments"] == {"adam_beta2": 0.95}
 
 
 def test_precision_is_what_auto_means_here(config, identity):
