@@ -9,7 +9,8 @@
 --model is the final/ of a run (adapter or full model) or a merged model. Two files are written
 beside the model's weights, or at --output: ranking.json (metrics, and the protocol that they were
 measured under) and ranking.npy (the target's rank for each user). Older ones are replaced, both or
-neither. Each user, or each of --num_users, is ranked exactly once.
+neither. A model card beside the weights gets the metrics, too. Each user, or each of --num_users,
+is ranked exactly once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ilrec.config.loading import build_section
 from ilrec.config.sasrec import CANDIDATES
 from ilrec.config.sections import DTYPES, DataConfig, ModelConfig
 from ilrec.errors import InputError
-from ilrec.files.reading import read_yaml
+from ilrec.files.reading import read_json, read_yaml
 from ilrec.model.adapters import add_item_tokens, load_adapter
 from ilrec.model.loading import load_base, load_tokenizer
 from ilrec.model.source import ModelSource, find_model
@@ -46,6 +47,7 @@ from ilrec.ranking.results import CUTOFFS, check_ranking, format_table, protocol
 from ilrec.ranking.score_head import score_in_float32
 from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import ITEM_INDEX, item_trie, load_task
+from ilrec.training.model_card import record_results
 from ilrec.training.recorded_base import check_source
 
 # --flag: its smallest value.
@@ -215,6 +217,9 @@ def main(argv: list[str]) -> None:
     )
     name = Path(arguments.model).parent.name or arguments.model
     _report(name, output, protocol, target_ranks)
+    if output.parent.resolve() == Path(arguments.model).resolve():
+        metrics = read_json(output)["metrics"]
+        record_results(output.parent, task.dataset.name, metrics, protocol)
 
 
 def _report(name: str, output: Path, protocol: dict, target_ranks: Tensor) -> None:

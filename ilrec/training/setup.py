@@ -48,6 +48,7 @@ from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie
 from ilrec.samples.vocabulary import add_codes, code_ids
 from ilrec.training import zero3
 from ilrec.training.identity import base_origin
+from ilrec.training.model_card import training_card
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.recorded_base import check_source
 from ilrec.training.trainer import ILRecTrainer
@@ -216,6 +217,7 @@ def make_trainer(
         batch_sampler=sampler,
         batch_collator=batch_collate,
         facts=facts,
+        card=training_card(config, task.dataset),
     )
     # report_to is empty, so this is the only one that writes: rank 0, into the run directory.
     if trainer.is_world_process_zero():
