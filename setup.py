@@ -9,7 +9,7 @@ setup(
     description="Train an LLM recommender with self-hard negatives from its own layers "
     "(arXiv 2602.17410)",
     packages=find_packages(include=["ilrec", "ilrec.*"]),
-    package_data={"ilrec": ["recipes/*.yaml"]},
+    package_data={"ilrec": ["recipes/*.yaml", "reporting/*.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.8",
@@ -30,6 +30,7 @@ setup(
         "scikit-learn>=1.4",
         "tensorboard>=2.15",
         "matplotlib>=3.8",
+        "jinja2>=3",
     ],
     extras_require={
         "gpu": ["flash-attn>=2.6"],

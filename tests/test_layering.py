@@ -37,6 +37,7 @@ ALLOWED = {
         "collaborative",
     },
     "merging": {"files", "weights", "model", "training"},
+    "reporting": {"files", "config", "ranking", "training"},
 }
 ENTRIES = {"", "train", "rank"}
 # {package: the modules that may import it}

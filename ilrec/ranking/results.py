@@ -77,7 +77,7 @@ def _ranks_file(path: str | Path) -> Path:
 def format_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:
     """One line for each row's name, one column for each metric. A missing metric is a dash."""
     width = max(len(name) for name in rows)
-    lines = [" " * width + "".join(f"  {_title(column):>8}" for column in columns)]
+    lines = [" " * width + "".join(f"  {title_of(column):>8}" for column in columns)]
     for name, metrics in rows.items():
         line = f"{name:<{width}}"
         for column in columns:
@@ -86,7 +86,7 @@ def format_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]
     return "\n".join(lines)
 
 
-def _title(metric: str) -> str:
+def title_of(metric: str) -> str:
     """hit@5 -> Hit@5"""
     name, _, cutoff = metric.partition("@")
     return f"{TITLES.get(name, name)}@{cutoff}"
