@@ -32,7 +32,7 @@ class Run:
     name: str
     lines: list[dict[str, Any]]
     settings: dict[str, Any]
-    command: str = ""
+    command: Sequence[str] = ()
     versions: Mapping[str, Any] | None = None
 
     @property
@@ -62,7 +62,7 @@ def read_run(name: str, directory: Path) -> Run:
         name,
         lines,
         read_yaml(settings) if settings.exists() else {},
-        facts.get("command", ""),
+        facts.get("command", ()),
         facts.get("versions"),
     )
 

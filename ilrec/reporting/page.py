@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from ilrec.reporting.contents import Ranking, Run, differing_protocol
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # What a digest or a long text is cut to in a table; the whole of it is in the tooltip.
-SHOWN_CHARACTERS = 60
+SHOWN_CHARACTERS = 48
+# Fields of a protocol that differ for any two models.
+NEVER_MARKED = ("checkpoint",)
 
 
 def write_page(
@@ -34,7 +37,7 @@ def write_page(
 ) -> None:
     """Write the page in place of an older one. picture: a PNG. columns: metrics of the table."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["shown"] = shown
+    environment.filters |= {"shown": shown, "command": shlex.join}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(
         version=__version__,
@@ -83,7 +86,8 @@ def table(columns: dict[str, dict[str, Any]]) -> list[tuple[str, list[Any], bool
     rows = []
     for name in names:
         values = [column.get(name) for column in columns.values()]
-        rows.append((name, values, any(value != values[0] for value in values)))
+        differs = any(value != values[0] for value in values)
+        rows.append((name, values, differs and name not in NEVER_MARKED))
     return rows
 
 

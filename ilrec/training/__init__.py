@@ -3,7 +3,7 @@
 Reading order: setup.py (arguments, model, trainer, in the order in which train.py needs them),
 trainer.py (loss terms, logs, saving), nonfinite.py and stop.py (how a run ends early). Then what is
 saved and read again: run_directory.py, checkpoints.py, manifest.py, identity.py, recorded_base.py,
-metrics_log.py. DeepSpeed: ds_config.py, zero3.py. Between ranks: together.py.
+metrics_log.py, model_card.py. DeepSpeed: ds_config.py, zero3.py. Between ranks: together.py.
 
 A manifest (checkpoint-2/manifest.json of a small stage1), shortened:
 
