@@ -27,8 +27,8 @@ from ilrec.reporting.contents import (
     Ranking,
     choose_baseline,
     differing_protocol,
-    read_ranking,
-    read_run,
+    ranking_of,
+    run_of,
 )
 from ilrec.reporting.page import write_page
 from ilrec.reporting.picture import check_picture, draw_report, png, write_picture
@@ -90,7 +90,7 @@ def collect_rankings(named: dict[str, Path], runs: dict[str, Path]) -> list[Rank
     """The named rankings, and then those that runs have themselves."""
     own = {name: path / OWN_RANKING for name, path in runs.items() if name not in named}
     there = {name: path for name, path in own.items() if path.exists()}
-    return [read_ranking(name, path) for name, path in (named | there).items()]
+    return [ranking_of(name, path) for name, path in (named | there).items()]
 
 
 def main(argv: list[str]) -> None:
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
     check_file(page)
     places = named_paths(arguments.runs, "RUN")
     rankings = collect_rankings(named_paths(arguments.rank, "--rank"), places)
-    runs = [read_run(name, path) for name, path in places.items()]
+    runs = [run_of(name, path) for name, path in places.items()]
     baseline = choose_baseline(rankings, runs, arguments.baseline)
 
     # The table is printed even if the files cannot be written.

@@ -52,7 +52,7 @@ class Ranking:
     intervals: dict[str, tuple[float, float]]
 
 
-def read_run(name: str, directory: Path) -> Run:
+def run_of(name: str, directory: Path) -> Run:
     """Raises InputError if the directory has no log of a run."""
     lines = read_log(directory)
     settings = directory / "config.yaml"
@@ -67,7 +67,7 @@ def read_run(name: str, directory: Path) -> Run:
     )
 
 
-def read_ranking(name: str, path: Path) -> Ranking:
+def ranking_of(name: str, path: Path) -> Ranking:
     """Raises InputError if the file is no ranking.json."""
     content = read_json(path, "expected the ranking.json that ilrec/rank.py writes")
     if not isinstance(content, dict) or not isinstance(content.get("metrics"), dict):

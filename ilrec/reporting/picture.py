@@ -95,7 +95,8 @@ def _styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
 def bar_metrics(rankings: Sequence[Ranking]) -> list[str]:
     """Hit@10 and NDCG@10; of rankings with shorter lists, the largest K that all of them have."""
     shared = set.intersection(*(set(ranking.metrics) for ranking in rankings))
-    cutoffs = [int(name.partition("@")[2]) for name in shared if name.startswith("hit@")]
+    hits = [name.removeprefix("hit@") for name in shared if name.startswith("hit@")]
+    cutoffs = [int(cutoff) for cutoff in hits if cutoff.isdecimal()]
     if not cutoffs:
         return []
     k = 10 if 10 in cutoffs else max(cutoffs)

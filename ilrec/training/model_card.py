@@ -10,6 +10,7 @@ A card without the line MARK is somebody's own, and is never changed.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -27,6 +28,7 @@ from ilrec.interactions.dataset import InteractionDataset
 from ilrec.model.source import looks_local
 
 CARD = "README.md"
+logger = logging.getLogger(__name__)
 MARK = "<!-- ilrec writes this card; without this line it leaves the card alone. -->"
 TAGS = ["ilrec", "recommendation", "sequential-recommendation"]
 LICENSE_FIELDS = ("license", "license_name", "license_link")
@@ -136,12 +138,20 @@ def record_results(
 
 
 def read_card(directory: Path) -> ModelCard | None:
-    """The card in a directory, None if there is none or if it is not ours."""
+    """The card in a directory, None if there is none, if it is not ours, or if its front matter
+    cannot be read any more."""
     path = directory / CARD
-    if not path.is_file():
-        return None
+    card = _parsed(path) if path.is_file() else None
+    return card if card is not None and MARK in card.text else None
+
+
+def _parsed(path: Path) -> ModelCard | None:
     text = path.read_text(encoding="utf-8", errors="replace")
-    return ModelCard(text, ignore_metadata_errors=True) if MARK in text else None
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError):
+        logger.warning("%s: its front matter is not valid YAML; the card is left alone", path)
+        return None
 
 
 def place_name(name: str) -> str:
@@ -252,16 +262,11 @@ def _license(model: str) -> dict[str, Any]:
     """The license fields of the start's card, which also hold for what is made from it."""
     if not model:
         return {}
-    try:
-        path: Any = Path(model) / CARD
-        if not looks_local(model):
-            path = try_to_load_from_cache(model, CARD)  # does not ask the hub
-        if not isinstance(path, str | Path) or not Path(path).is_file():
-            return {}
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-        fields = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, yaml.YAMLError):
-        return {}
+    path: Any = Path(model) / CARD
+    if not looks_local(model):
+        path = try_to_load_from_cache(model, CARD)  # does not ask the hub
+    card = _parsed(Path(path)) if isinstance(path, str | Path) and Path(path).is_file() else None
+    fields = card.data.to_dict() if card is not None else {}
     return {name: fields[name] for name in LICENSE_FIELDS if name in fields}
 
 

@@ -9,15 +9,15 @@ from ilrec.errors import InputError
 from ilrec.reporting.contents import (
     choose_baseline,
     differing_protocol,
-    read_ranking,
-    read_run,
+    ranking_of,
+    run_of,
 )
 
 
 def test_intervals_over_users(tmp_path):
     """100 users, half of them hits. The standard error of the mean is sqrt(.5 * .5 / 100) = .05, so
     that 95 % lie within .098 of it; the bootstrap's steps are .01."""
-    ranking = read_ranking("a", write_ranks(tmp_path / "a.json", [1, 11] * 50))
+    ranking = ranking_of("a", write_ranks(tmp_path / "a.json", [1, 11] * 50))
     low, high = ranking.intervals["hit@10"]
     assert low == pytest.approx(0.5 - 0.098, abs=0.0101)
     assert high == pytest.approx(0.5 + 0.098, abs=0.0101)
@@ -27,7 +27,7 @@ def test_intervals_over_users(tmp_path):
 def test_without_ranks_there_are_no_intervals(tmp_path):
     path = write_ranks(tmp_path / "a.json", [1, 2])
     path.with_suffix(".npy").unlink()
-    ranking = read_ranking("a", path)
+    ranking = ranking_of("a", path)
     assert ranking.metrics["hit@10"] == 1
     assert ranking.intervals == {}
 
@@ -36,14 +36,14 @@ def test_without_ranks_there_are_no_intervals(tmp_path):
 def test_what_is_no_ranking(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.json: no metrics in it"):
-        read_ranking("a", tmp_path / "a.json")
+        ranking_of("a", tmp_path / "a.json")
 
 
 def test_a_run_without_settings_can_be_read(tmp_path):
     directory = write_run(tmp_path / "run", SFT)
-    assert read_run("run", directory).is_baseline
+    assert run_of("run", directory).is_baseline
     (directory / "config.yaml").unlink()
-    run = read_run("run", directory)
+    run = run_of("run", directory)
     assert (run.lines, run.settings, run.is_baseline) == (SFT, {}, False)
 
 
@@ -51,17 +51,17 @@ def test_a_log_cut_short_is_named(tmp_path):
     directory = write_run(tmp_path / "run", SFT)
     (directory / "metrics.jsonl").write_text('{"step": 1}\n{"step"')
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: not JSON"):
-        read_run("run", directory)
+        run_of("run", directory)
     with pytest.raises(InputError, match="no such file; expected the output_dir"):
-        read_run("run", tmp_path)
+        run_of("run", tmp_path)
 
 
 def test_the_baseline_is_the_first_run_with_plain_cross_entropy(tmp_path):
     names = ("popularity", "stage1", "sft")
-    rankings = [read_ranking(name, write_ranks(tmp_path / f"{name}.json", [1])) for name in names]
+    rankings = [ranking_of(name, write_ranks(tmp_path / f"{name}.json", [1])) for name in names]
     runs = [
-        read_run("stage1", write_run(tmp_path / "stage1", STAGE1, beta=0.1)),
-        read_run("sft", write_run(tmp_path / "sft", SFT)),
+        run_of("stage1", write_run(tmp_path / "stage1", STAGE1, beta=0.1)),
+        run_of("sft", write_run(tmp_path / "sft", SFT)),
     ]
     assert choose_baseline(rankings, runs, None) == "sft"
     assert choose_baseline(rankings, runs[:1], None) == "popularity"
@@ -72,8 +72,8 @@ def test_the_baseline_is_the_first_run_with_plain_cross_entropy(tmp_path):
 
 
 def test_differences_of_protocol(tmp_path):
-    a = read_ranking("a", write_ranks(tmp_path / "a.json", [1, 2], num_beams=5))
-    b = read_ranking("b", write_ranks(tmp_path / "b.json", [1, 2], num_beams=9))
-    c = read_ranking("c", write_ranks(tmp_path / "c.json", [1, 2, 3], split="valid"))
+    a = ranking_of("a", write_ranks(tmp_path / "a.json", [1, 2], num_beams=5))
+    b = ranking_of("b", write_ranks(tmp_path / "b.json", [1, 2], num_beams=9))
+    c = ranking_of("c", write_ranks(tmp_path / "c.json", [1, 2, 3], split="valid"))
     assert differing_protocol([a, b]) == []
     assert differing_protocol([a, b, c]) == ["split", "num_users"]

@@ -140,8 +140,11 @@ def test_base_licence_and_history_come_from_the_start(tmp_path):
 
 
 def test_a_damaged_card_of_the_start_is_no_hindrance(tmp_path):
-    start = written(tmp_path / "sft" / "final", "---\n{: [\n---\n")
+    damaged = f"---\n{{: [\n---\n{MARK}\n"
+    start = written(tmp_path / "sft" / "final", damaged)
     assert "license" not in card_of(str(start))
+    record_results(start, "toys", {"hit@10": 0.5}, PROTOCOL)
+    assert (start / CARD).read_text() == damaged
 
 
 def test_a_ranking_fills_in_the_results_and_replaces_older_ones(tmp_path):
