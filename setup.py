@@ -37,7 +37,7 @@ setup(
     packages=[*find_packages(include=["ilrec", "ilrec.*"]), "ilrec.ds_configs", "ilrec.slurm"],
     package_dir={"ilrec.ds_configs": "ds_configs", "ilrec.slurm": "slurm"},
     package_data={
-        "ilrec": ["py.typed", "recipes/*.yaml"],
+        "ilrec": ["py.typed", "recipes/*.yaml", "reporting/*.html"],
         "ilrec.ds_configs": ["*.json"],
         "ilrec.slurm": ["*.sh"],
     },
@@ -62,6 +62,7 @@ setup(
         "scikit-learn>=1.4",
         "tensorboard>=2.15",
         "matplotlib>=3.8",
+        "jinja2>=3",
     ],
     extras_require={
         "gpu": ["flash-attn>=2.6"],

@@ -9,8 +9,8 @@
 --model is the final/ of a run (adapter or full model) or a merged model. Two files are written
 beside the model's weights, or at --output: ranking.json (metrics, also of groups, and the protocol
 that they were measured under) and ranking.npz (the rank of every target). Older ones are replaced,
-both or neither. Each user, or each of --num_users, is ranked exactly once. docs/metrics.md defines
-the metrics.
+both or neither. A model card beside the weights gets the metrics, too. Each user, or each of
+--num_users, is ranked exactly once. docs/metrics.md defines the metrics.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ from ilrec.ranking.results import (
 from ilrec.ranking.score_head import score_in_float32
 from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie, load_task
+from ilrec.training.model_card import record_results
 from ilrec.training.recorded_base import check_source
 
 # --flag: its smallest value.
@@ -216,6 +217,8 @@ def main(argv: list[str]) -> None:
     finally:
         # The tables are printed even if the files cannot be written: the work must not be lost.
         print_tables(name, measured, arguments.by)
+    if output.parent.resolve() == Path(arguments.model).resolve():
+        record_results(output.parent, task.dataset.name, measured.metrics, protocol)
 
 
 def print_tables(name: str, measured: Measured, grouped_by: list[str]) -> None:

@@ -39,6 +39,7 @@ ALLOWED = {
     },
     "commands": {"files", "config", "ranking", "training"},
     "merging": {"files", "weights", "model", "training"},
+    "reporting": {"files", "config", "ranking", "training"},
 }
 # Experiments run the whole house, so they may import everything that is no entry.
 ALLOWED["experiments"] = {*ALLOWED}

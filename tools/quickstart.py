@@ -315,9 +315,9 @@ def rank(run: Quickstart, name: str, weights: Path, data: Path, trial: bool) -> 
 def report(run: Quickstart, rankings: dict[str, Path]) -> None:
     """The table and the picture of all rankings, and what to do next."""
     # Not a step: it takes seconds, and the table shall be printed each time.
-    command = [sys.executable, "tools/report.py", "--rank"]
-    command += [f"{name}={path}" for name, path in rankings.items()]
-    command += ["--run", *(f"{name}={run.output / name}" for name in ("base", "stage1", "stage2"))]
+    command = [sys.executable, "tools/report.py"]
+    command += [str(run.output / name) for name in ("sft", "stage1", "stage2")]
+    command += ["--rank", *(f"{name}={path}" for name, path in rankings.items())]
     command += ["--output", str(run.output / "report.png")]
     subprocess.run(command, cwd=ROOT, check=True)
     compared = [str(rankings[name]) for name in ("sft", "stage1", "stage2")]

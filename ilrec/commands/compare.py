@@ -27,8 +27,8 @@ from ilrec.files.markdown import markdown_table, text_table
 from ilrec.files.outputs import check_file, whole_file, write_text
 from ilrec.ranking.comparison import NUM_RESAMPLES, Difference, holm, paired_difference
 from ilrec.ranking.metrics import NAMES, values_per_case
-from ilrec.ranking.results import Ranking, metric_title, read_ranking, require_comparable
-from ilrec.training.run_picture import check_picture
+from ilrec.ranking.results import Ranking, read_ranking, require_comparable, title_of
+from ilrec.reporting.picture import check_picture
 
 # What is compared if all rankings have it. It is not in lists of fewer than 10 items.
 USUAL = ("ndcg@10", "hit@10")
@@ -153,7 +153,7 @@ def cells(row: Row) -> list[str]:
     found = row.found
     return [
         row.name,
-        metric_title(row.metric),
+        title_of(row.metric),
         f"{row.value:.4f}",
         f"{row.baseline:.4f}",
         f"{found.difference:+.4f}",
@@ -200,7 +200,7 @@ def draw_panel(panel: Axes, rows: Sequence[Row]) -> None:
         panel.plot(interval, [place, place], "|-", color="tab:blue")
         panel.plot(row.found.difference, place, "o", color="tab:blue", markerfacecolor=face)
     panel.axvline(0, color="black", linewidth=1)
-    panel.set_title(f"{metric_title(rows[0].metric)} (baseline {rows[0].baseline:.4f})")
+    panel.set_title(f"{title_of(rows[0].metric)} (baseline {rows[0].baseline:.4f})")
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(alpha=0.3)
 

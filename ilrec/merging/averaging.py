@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from ilrec import __version__
 from ilrec.errors import InputError
-from ilrec.files.outputs import check_new
+from ilrec.files.outputs import check_new, write_text
 from ilrec.merging.merge import renamed_when_whole, write_json
 from ilrec.merging.model_files import copy_files, write_generation_config
 from ilrec.merging.sources import MergeSource
 from ilrec.model.portable import make_portable
 from ilrec.training.manifest import MANIFEST, find_fault
+from ilrec.training.model_card import CARD, derived_card, place_name
 from ilrec.weights.fingerprint import weights_fingerprint
 from ilrec.weights.tensor_files import MERGEABLE, StoredTensor, read_tensors
 from ilrec.weights.tensor_writer import NewTensor, TensorWriter
@@ -55,6 +56,10 @@ def average(models: Sequence[Path], output: Path) -> None:
         source = MergeSource(base=last, adapter=last, weights=last)
         copy_files(source, beside)
         write_generation_config(last, beside)
+        event = (
+            f"The mean of {len(models)} models: {', '.join(place_name(str(m)) for m in models)}."
+        )
+        write_text(beside / CARD, derived_card(last, output.name, event))
         write_json(beside / RECORD, make_record(models), indent=1)
         # Last: a directory without config.json is no model for anyone.
         shutil.copy(last / "config.json", beside / "config.json")

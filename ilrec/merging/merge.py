@@ -34,6 +34,7 @@ from ilrec.merging.plan import MergePlan, plan_merge
 from ilrec.merging.sources import MergeSource
 from ilrec.merging.writing import MAX_WORKERS, adapter_files, input_files, write_tensors
 from ilrec.model.portable import make_portable
+from ilrec.training.model_card import CARD, derived_card, place_name
 from ilrec.weights.tensor_files import NAMES, read_tensors
 
 RECORD = "MERGE.json"
@@ -77,6 +78,7 @@ def merge(
         write_json(beside / RECORD, record, indent=1)
         copy_files(source, beside)
         write_generation_config(source.base, beside)
+        write_text(beside / CARD, card_of_merge(adapter, output))
         # config.json comes last: without it a directory is not taken for a model by any program.
         write_json(beside / "config.json", merged_config(config, plan, dtype), indent=2)
         make_portable(beside)
@@ -122,6 +124,13 @@ def make_record(
         "vocab_size": plan.vocab_size,
         "versions": {"ilrec": __version__, "torch": torch.__version__},
     }
+
+
+def card_of_merge(adapter: Adapter, output: Path) -> str:
+    """The adapter's model card, continued for the merged model."""
+    base = adapter.config.get("base_model_name_or_path") or ""
+    event = f"The adapter {place_name(str(adapter.directory))} merged into its base."
+    return derived_card(adapter.directory, output.name, event, base)
 
 
 def count_scalings(plan: MergePlan) -> dict[str, int]:

@@ -51,7 +51,7 @@ def find_model(name: str, base: str = "") -> ModelSource:
             f"{path}: incomplete: neither config.json nor adapter_config.json; "
             "expected a Hugging Face model directory or the final/ of a finished run"
         )
-    if not path.exists() and _looks_local(name):
+    if not path.exists() and looks_local(name):
         raise InputError(
             f"model: no such directory: {name}; train the earlier stage first, or name a model "
             "directory"
@@ -86,7 +86,7 @@ def find_base(adapter_config: Path, base: str = "") -> str:
             f"{adapter_config}: base_model_name_or_path: expected the base model's directory or "
             "hub name, got nothing; write it there, or name it with --base"
         )
-    if _looks_local(name) and not (Path(name) / "config.json").exists():
+    if looks_local(name) and not (Path(name) / "config.json").exists():
         where = "--base" if base else f"{adapter_config}: base_model_name_or_path"
         raise InputError(
             f"{where}: no model directory at {name!r}; put it back there, write its new place into "
@@ -110,7 +110,7 @@ def refuse_pointers(directory: Path) -> None:
             )
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
     """Whether a name is a path. Hub names are `name` or `owner/name`; anything else, and whatever
     exists, is a path."""
     if not name:

@@ -79,11 +79,12 @@ def read_ranking(path: str | Path) -> Ranking:
             "again with ilrec/rank.py"
         )
     measured = Measured(content["metrics"], content["groups"])
-    return Ranking(path, measured, content["protocol"], _read_ranks(path))
+    return Ranking(path, measured, content["protocol"], read_ranks(path))
 
 
-def _read_ranks(path: Path) -> TargetRanks:
-    """The ranks beside the metrics at `path`."""
+def read_ranks(path: Path) -> TargetRanks:
+    """The ranks that write_ranking wrote beside the metrics at `path`. Raises InputError if they
+    are missing or damaged."""
     file = ranks_file(path)
     try:
         with np.load(file) as arrays:
@@ -204,7 +205,7 @@ def format_groups(groups: Mapping[str, Mapping[str, float]], columns: Sequence[s
 def format_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> str:
     """One line for each row's name, one column for each metric. A missing metric is a dash."""
     width = max(len(name) for name in rows)
-    lines = [" " * width + "".join(f"  {metric_title(column):>8}" for column in columns)]
+    lines = [" " * width + "".join(f"  {title_of(column):>8}" for column in columns)]
     for name, metrics in rows.items():
         line = f"{name:<{width}}"
         for column in columns:
@@ -213,7 +214,7 @@ def format_table(rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]
     return "\n".join(lines)
 
 
-def metric_title(metric: str) -> str:
+def title_of(metric: str) -> str:
     """hit@5 -> Hit@5"""
     name, at, cutoff = metric.partition("@")
     return f"{TITLES.get(name, name)}{at}{cutoff}"

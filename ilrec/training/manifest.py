@@ -1,9 +1,9 @@
 """manifest.json: what a checkpoint or final/ records about itself.
 
-It holds each file's size and SHA-256, the step, the number of ranks, the run's identity
-(identity.py) and the base model's weights (recorded_base.py). A directory without a manifest is
-incomplete; one whose files do not fit it is damaged; one with another identity belongs to another
-run. None of these is resumed from.
+It holds each file's size and SHA-256 (without the model card's), the step, the number of ranks, the
+run's identity (identity.py) and the base model's weights (recorded_base.py). A directory without a
+manifest is incomplete; one whose files do not fit it is damaged; one with another identity belongs
+to another run. None of these is resumed from.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ilrec.files.digests import size_and_digest
 from ilrec.files.outputs import write_text
 from ilrec.files.reading import read_json
 from ilrec.processes import rank, world_size
+from ilrec.training.model_card import CARD
 from ilrec.training.together import agreed, shared_work
 
 # It is the last file that is written. A directory that has it was written completely.
@@ -37,13 +38,13 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
 
     facts: what the manifest holds beside the files: {"step", "identity", "base"}.
     """
-    names = sorted(
-        str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
-    )
+    # A ranking fills in the card's results, and a user may edit the card. It decides nothing.
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != CARD)
+    names = sorted(str(path.relative_to(directory)) for path in files)
     # Hashing reads every byte again, and checkpoints are large. So each rank hashes a share.
-    files = shared_work(names, lambda name: _flushed_entry(directory / name))
+    entries = shared_work(names, lambda name: _flushed_entry(directory / name))
     if rank() == 0:
-        content = {**facts, "world_size": world_size(), "files": files}
+        content = {**facts, "world_size": world_size(), "files": entries}
         write_text(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
         # A file's bytes are of no use after a power failure if the name of the file is lost.
         for folder in {(directory / name).parent for name in names} | {directory}:

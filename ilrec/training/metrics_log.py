@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ilrec.errors import InputError
 from ilrec.files.outputs import write_text
 from ilrec.files.reading import read_text
 
@@ -40,11 +41,27 @@ def keep_until(run: str | Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
+def read_log(run: str | Path) -> list[dict]:
+    """All lines of a run's log, those of evaluations included.
+
+    Raises InputError if the run directory has no log, or a line is none of a log.
+    """
+    path = Path(run) / METRICS_LOG
+    text = read_text(path, "expected the output_dir of ilrec/train.py")
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number}: not JSON: {error}; remove the line, or resume the run"
+            ) from None
+    return lines
+
+
 def read_steps(run: str | Path) -> list[dict]:
     """The training lines of a run: those with a loss, without those of evaluations.
 
     Raises InputError if the run directory has no log.
     """
-    text = read_text(Path(run) / METRICS_LOG, "--run takes the output_dir of ilrec/train.py")
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in read_log(run) if "loss" in line]

@@ -55,6 +55,7 @@ from ilrec.training.argument_checks import (
 )
 from ilrec.training.evaluation import Evaluation, ValidationRanking
 from ilrec.training.identity import base_origin
+from ilrec.training.model_card import training_card
 from ilrec.training.nonfinite import IdentifiedCollator
 from ilrec.training.recorded_base import check_source
 from ilrec.training.trackers import MADE_HERE, chosen_trackers, tracker_callbacks
@@ -266,6 +267,7 @@ def make_trainer(
         batch_collator=batch_collate,
         evaluation=evaluation,
         facts=facts,
+        card=training_card(config, task.dataset),
     )
     if trainer.is_world_process_zero():
         trackers = chosen_trackers(config.training)

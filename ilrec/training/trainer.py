@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,10 +19,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import speed_metrics
 
 from ilrec.errors import InputError
+from ilrec.files.outputs import write_text
 from ilrec.ops import IGNORE_INDEX, STATS
 from ilrec.samples.batches import EpochLoader, TokenBudgetSampler
 from ilrec.training import checkpoints, metrics_log
 from ilrec.training.evaluation import Evaluation, ValidationRanking
+from ilrec.training.model_card import CARD
 from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batches
 from ilrec.training.zero3 import check_saved
 
@@ -89,18 +92,21 @@ class ILRecTrainer(Trainer):
         batch_collator: Any = None,
         evaluation: Evaluation | None = None,
         facts: Mapping[str, Any] | None = None,
+        card: str = "",
         **kwargs: Any,
     ) -> None:
         """batch_sampler: this rank's batches by token budget; None: the Trainer's own batches.
         batch_collator: collates the batches of batch_sampler.
         evaluation: None if there is none, or of the loss alone.
         facts: what the manifests of checkpoints record of the run (manifest.py).
+        card: the model card of whatever is saved (model_card.py).
         """
         super().__init__(*args, **kwargs)
         self.batch_sampler = batch_sampler
         self.batch_collator = batch_collator
         self.evaluation = evaluation
         self.facts = facts or {}
+        self.card = card
         self._is_staging = False
         self._sums = TokenSums()
         if evaluation is not None:
@@ -201,7 +207,11 @@ class ILRecTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            check_saved(output_dir or str(self.args.output_dir))
+            directory = output_dir or str(self.args.output_dir)
+            check_saved(directory)
+            # In place of the one that peft writes beside an adapter.
+            if self.card:
+                write_text(Path(directory) / CARD, self.card)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the Trainer writes a checkpoint: beside its place, until it is whole."""

@@ -18,7 +18,7 @@ def run(tmp_path):
 
 def test_reports_read_the_training_lines(run):
     assert [line["step"] for line in read_steps(run)] == [1, 2, 3]
-    with pytest.raises(InputError, match="no such file; --run takes the output_dir"):
+    with pytest.raises(InputError, match="no such file; expected the output_dir"):
         read_steps(run / "other")
 
 
