@@ -10,14 +10,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ilrec.config.sections import SECTIONS
+from ilrec.config.sections import SECTIONS, ObjectiveConfig
 
 # Where things lie on a machine, and how a run was started again. They do not decide a result.
 PLACES = ("model", "base", "data", "semantic_ids", "sasrec", "output_dir", "resume")
-NEGATIVES = {
-    "all": "all tokens",
-    "items": "tokens that occur in an item",
-    "continuations": "tokens that continue an item of the catalogue",
+# What may be a hard negative, for each value of negative_tokens.
+CANDIDATES = {
+    "all": "any token of the vocabulary",
+    "items": "a token that occurs in some item",
+    "continuations": "a token with which an item of the catalogue goes on at this place",
 }
 
 
@@ -45,45 +46,78 @@ def is_cross_entropy(settings: Mapping[str, Any]) -> bool:
     return not (of["beta"] or of["distillation_weight"] or of["reward_weight"])
 
 
-def objective_in_words(settings: Mapping[str, Any]) -> list[str]:
-    """What is optimised, one sentence for each term (docs/method.md has the equations)."""
-    of = defaults() | dict(settings)
-    if is_cross_entropy(of):
-        return ["Plain cross-entropy of the next item's tokens (supervised fine-tuning)."]
-    said = []
-    if of["beta"]:
-        said.append(
-            "Cross-layer preference optimisation: cross-entropy in which hard negatives compete "
-            f"with the label more strongly than they do by themselves (beta {of['beta']:g})."
+def objective_of(settings: Mapping[str, Any]) -> ObjectiveConfig:
+    """The objective's fields among the settings; those that are not there have their default."""
+    known = ObjectiveConfig.__dataclass_fields__
+    return ObjectiveConfig(**{name: settings[name] for name in settings if name in known})
+
+
+def objective_lines(objective: ObjectiveConfig) -> list[str]:
+    """The terms of the loss, one text each (equations: docs/method.md)."""
+    if not (objective.beta or objective.distillation_weight or objective.reward_weight):
+        return ["plain cross-entropy: beta, distillation_weight and reward_weight are 0"]
+    lines = []
+    if objective.vocabulary_objective().needs_negatives:
+        lines += _negative_lines(objective)
+    if objective.beta:
+        lines.append(
+            f"preference (beta {objective.beta:g}): the cross-entropy, after the last layer's "
+            f"logits of the hard negatives are raised by {objective.beta:g} x weight x their size"
         )
     else:
-        said.append("Cross-entropy of the next item's tokens.")
-    if of["beta"] or (of["reward_weight"] and of["reward_tokens"] == "negatives"):
-        said.append(_negatives_in_words(of))
-    if of["distillation_weight"]:
-        said.append(
-            f"Cross-layer preference distillation: the {of['num_readout_layers']} layers below the "
-            f"last one learn from the last (weight {of['distillation_weight']:g})."
+        lines.append("preference: beta is 0, so this term is plain cross-entropy")
+    if objective.distillation_weight:
+        learner = {
+            "ensemble": f"{_layers(objective)} together learn",
+            "per_layer": f"each of {_layers(objective)} learns",
+        }[objective.distillation_target]
+        lines.append(
+            f"distillation (weight {objective.distillation_weight:g}): {learner} the distribution "
+            "of the last layer"
         )
-    if of["reward_weight"]:
-        tokens = "the negatives and the label"
-        if of["reward_tokens"] == "continuations":
-            tokens = "all tokens that continue an item"
-        said.append(
-            f"Collaborative reward: a SASRec model softens the target over {tokens} "
-            f"(weight {of['reward_weight']:g})."
-        )
-    return said
+    if objective.reward_weight:
+        lines.append(_reward_line(objective))
+    return lines
 
 
-def _negatives_in_words(of: Mapping[str, Any]) -> str:
-    layers = f"the mean of the {of['num_readout_layers']} layers below the last one"
-    if of["negatives_from"] == "last_layer":
-        layers = "the last layer itself"
-    quantity = "probability" if of["threshold"] == "probability" else "logit"
-    rule = f"to which {layers} gives at least {of['alpha']:g} times the label's {quantity}"
-    candidates = NEGATIVES[of["negative_tokens"]]
-    if of["negatives_from"] == "random":
-        candidates += ", drawn at random, as many as there are"
-    most = f", {of['max_negatives']} of them at most" if of["max_negatives"] else ""
-    return f"Hard negatives: {candidates} {rule}{most}."
+def _layers(objective: ObjectiveConfig) -> str:
+    number = objective.num_readout_layers
+    return "the layer below the last one" if number == 1 else f"the {number} layers below the last"
+
+
+def _negative_lines(objective: ObjectiveConfig) -> list[str]:
+    proposer = f"the mean of {_layers(objective)}, read out by the final norm and the head,"
+    if objective.num_readout_layers == 1:
+        proposer = f"{_layers(objective)}, read out by the final norm and the head,"
+    if objective.negatives_from == "last_layer":
+        proposer = "the last layer itself (an ablation)"
+    if objective.threshold == "probability":
+        rule = f"gives it at least {objective.alpha:g} times the label's probability"
+    else:
+        rule = (
+            f"gives it a logit of at least {objective.alpha:g} times the last layer's for the label"
+        )
+    line = f"a token is a hard negative if {proposer} {rule}"
+    if objective.negatives_from == "random":
+        line += "; as many tokens are then drawn at random in their place (an ablation)"
+    limit = ""
+    if objective.max_negatives:
+        limit = f"; at most {objective.max_negatives} of them count, the most probable"
+    return [
+        line,
+        f"it must be {CANDIDATES[objective.negative_tokens]}, and not the label{limit}",
+        f"hard negatives are weighted by that layer's softmax at temperature "
+        f"{objective.weight_temperature:g}",
+    ]
+
+
+def _reward_line(objective: ObjectiveConfig) -> str:
+    places = {
+        "negatives": "the hard negatives and the label",
+        "continuations": "all tokens with which an item goes on",
+    }[objective.reward_tokens]
+    return (
+        f"reward (weight {objective.reward_weight:g}): a soft target over {places}, in proportion "
+        f"to SASRec's probability of the items that go on so, to the power "
+        f"1 / {objective.reward_temperature:g}"
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ilrec import __version__
-from ilrec.config.described import changed_settings, defaults, objective_in_words
+from ilrec.config.described import changed_settings, defaults, objective_lines, objective_of
 from ilrec.files.outputs import write_text
 from ilrec.ranking.results import title_of
 from ilrec.reporting.contents import Ranking, Run, differing_protocol
@@ -50,7 +50,9 @@ def write_page(
         protocol=table({ranking.name: ranking.protocol for ranking in rankings}),
         runs=runs,
         settings=settings_table(runs),
-        objectives={run.name: objective_in_words(run.settings) for run in runs if run.settings},
+        objectives={
+            run.name: objective_lines(objective_of(run.settings)) for run in runs if run.settings
+        },
         most=SHOWN_CHARACTERS,
     )
     write_text(path, text)

@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ilrec.collaborative.cross_fitting import RewardFilter
+from ilrec.config.described import objective_lines
 from ilrec.config.sections import TrainConfig
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
@@ -52,7 +53,6 @@ from ilrec.training.in_words import (
     epoch_lines,
     memory_lines,
     model_lines,
-    objective_lines,
     sample_lines,
     start_lines,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ilrec.config.sections import ObjectiveConfig, TrainConfig
+from ilrec.config.sections import TrainConfig
 from ilrec.model.loading import choose_dtype, is_materialised
 from ilrec.model.source import ModelSource
 from ilrec.processes import world_size
@@ -24,84 +24,6 @@ from ilrec.training.amounts import (
     total_steps,
 )
 from ilrec.training.manifest import ranks_of
-
-# What may be a hard negative, for each value of negative_tokens.
-CANDIDATES = {
-    "all": "any token of the vocabulary",
-    "items": "a token that occurs in some item",
-    "continuations": "a token with which an item of the catalogue goes on at this place",
-}
-
-
-def objective_lines(objective: ObjectiveConfig) -> list[str]:
-    """The terms of the loss, one text each (equations: docs/method.md)."""
-    if not (objective.beta or objective.distillation_weight or objective.reward_weight):
-        return ["plain cross-entropy: beta, distillation_weight and reward_weight are 0"]
-    lines = []
-    if objective.vocabulary_objective().needs_negatives:
-        lines += _negative_lines(objective)
-    if objective.beta:
-        lines.append(
-            f"preference (beta {objective.beta:g}): the cross-entropy, after the last layer's "
-            f"logits of the hard negatives are raised by {objective.beta:g} x weight x their size"
-        )
-    else:
-        lines.append("preference: beta is 0, so this term is plain cross-entropy")
-    if objective.distillation_weight:
-        learner = {
-            "ensemble": f"{_layers(objective)} together learn",
-            "per_layer": f"each of {_layers(objective)} learns",
-        }[objective.distillation_target]
-        lines.append(
-            f"distillation (weight {objective.distillation_weight:g}): {learner} the distribution "
-            "of the last layer"
-        )
-    if objective.reward_weight:
-        lines.append(_reward_line(objective))
-    return lines
-
-
-def _layers(objective: ObjectiveConfig) -> str:
-    number = objective.num_readout_layers
-    return "the layer below the last one" if number == 1 else f"the {number} layers below the last"
-
-
-def _negative_lines(objective: ObjectiveConfig) -> list[str]:
-    proposer = f"the mean of {_layers(objective)}, read out by the final norm and the head,"
-    if objective.num_readout_layers == 1:
-        proposer = f"{_layers(objective)}, read out by the final norm and the head,"
-    if objective.negatives_from == "last_layer":
-        proposer = "the last layer itself (an ablation)"
-    if objective.threshold == "probability":
-        rule = f"gives it at least {objective.alpha:g} times the label's probability"
-    else:
-        rule = (
-            f"gives it a logit of at least {objective.alpha:g} times the last layer's for the label"
-        )
-    line = f"a token is a hard negative if {proposer} {rule}"
-    if objective.negatives_from == "random":
-        line += "; as many tokens are then drawn at random in their place (an ablation)"
-    limit = ""
-    if objective.max_negatives:
-        limit = f"; at most {objective.max_negatives} of them count, the most probable"
-    return [
-        line,
-        f"it must be {CANDIDATES[objective.negative_tokens]}, and not the label{limit}",
-        f"hard negatives are weighted by that layer's softmax at temperature "
-        f"{objective.weight_temperature:g}",
-    ]
-
-
-def _reward_line(objective: ObjectiveConfig) -> str:
-    places = {
-        "negatives": "the hard negatives and the label",
-        "continuations": "all tokens with which an item goes on",
-    }[objective.reward_tokens]
-    return (
-        f"reward (weight {objective.reward_weight:g}): a soft target over {places}, in proportion "
-        f"to SASRec's probability ({objective.sasrec}) of the items that go on so, to the power "
-        f"1 / {objective.reward_temperature:g}"
-    )
 
 
 def data_lines(task: RecommendationTask) -> list[str]:

@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from ilrec import __version__
-from ilrec.config.described import changed_settings, objective_in_words
+from ilrec.config.described import changed_settings, objective_lines, objective_of
 from ilrec.config.sections import ModelConfig, TrainConfig
 from ilrec.files.markdown import markdown_table
 from ilrec.files.outputs import write_text
@@ -68,7 +68,7 @@ def training_card(config: TrainConfig, dataset: InteractionDataset) -> str:
             [
                 f"Starts from: {_start(config.model)}.",
                 f"Trained: {_trained(config.model)}.",
-                *objective_in_words(settings),
+                *objective_lines(objective_of(settings)),
                 f"Written by ilrec {__version__}.",
             ]
         ),
