@@ -67,16 +67,10 @@ class MLflow(MLflowCallback):
     """
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        model: Any = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        named = {name.replace("/", "."): value for name, value in logs.items()}
-        super().on_log(args, state, control, named, model=model, **kwargs)
+        logs = {name.replace("/", "."): value for name, value in kwargs.pop("logs").items()}
+        super().on_log(args, state, control, logs=logs, **kwargs)
 
 
 class EndRuns(TrainerCallback):
