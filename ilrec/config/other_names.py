@@ -133,8 +133,8 @@ REASONS = {
         "the objective's own operation takes the place of its loss; see `backend`"
     ),
     ("torch_compile", "torch_compile_backend", "torch_compile_mode"): (
-        "the LM head runs the vocabulary operation in the model's forward, which is not compiled; "
-        "see `backend`"
+        "compiling a model that has the objective in its forward is not proven to give the same "
+        "numbers; see `backend`"
     ),
     ("optim_target_modules",): "only optimizers read it that take the model's layers apart",
     ("label_smoothing_factor",): "the loss is that of docs/method.md, computed inside the model",

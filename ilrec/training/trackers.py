@@ -66,17 +66,11 @@ class MLflow(MLflowCallback):
     exclude each other there, and all that is logged with them would be lost.
     """
 
-    # The integrations of transformers take more than their base class names.
-    def on_log(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        named = {name.replace("/", "."): value for name, value in logs.items()}
-        super().on_log(args, state, control, named, **kwargs)
+        logs = {name.replace("/", "."): value for name, value in kwargs.pop("logs").items()}
+        super().on_log(args, state, control, logs=logs, **kwargs)
 
 
 class EndRuns(TrainerCallback):

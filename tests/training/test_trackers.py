@@ -76,7 +76,8 @@ def test_mlflow_gets_names_that_exclude_no_other(monkeypatch):
         MLflowCallback, "on_log", lambda self, args, state, control, logs, **_: logged.update(logs)
     )
     # Without its __init__, which imports mlflow.
-    MLflow.on_log(object.__new__(NoMLflow), None, None, None, {"loss": 1, "loss/preference": 2})
+    logs = {"loss": 1, "loss/preference": 2}
+    MLflow.on_log(object.__new__(NoMLflow), None, None, None, logs=logs)
     assert logged == {"loss": 1, "loss.preference": 2}
 
 
