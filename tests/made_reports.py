@@ -25,7 +25,7 @@ def write_ranks(path: Path, ranks: list[int], **protocol) -> Path:
     found = np.array(ranks)
     gains = np.where(found <= 10, 1 / np.log2(found + 1.0), 0.0)
     metrics = {"hit@10": float((found <= 10).mean()), "ndcg@10": float(gains.mean())}
-    protocol = {"split": "test", "num_users": len(ranks), "num_items": 40} | protocol
+    protocol = {"split": "test", "users_sha256": "u", "items_sha256": "i"} | protocol
     path.write_text(json.dumps({"metrics": metrics, "protocol": protocol}))
     ones, users = np.ones(len(ranks), dtype=np.int64), np.arange(len(ranks))
     np.savez(path.with_suffix(".npz"), ranks=found, targets_per_case=ones, users=users)

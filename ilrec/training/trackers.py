@@ -66,7 +66,8 @@ class MLflow(MLflowCallback):
     exclude each other there, and all that is logged with them would be lost.
     """
 
-    def on_log(
+    # The integrations of transformers name more arguments than their base class.
+    def on_log(  # type: ignore[override]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         logs = {name.replace("/", "."): value for name, value in kwargs.pop("logs").items()}

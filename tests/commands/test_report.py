@@ -40,10 +40,10 @@ def test_a_named_ranking_replaces_the_runs_own(runs, tmp_path, capsys):
 
 
 def test_rankings_that_are_not_comparable_are_reported(runs, tmp_path, capsys):
-    other = write_ranks(tmp_path / "other.json", [1, 2])
+    other = write_ranks(tmp_path / "other.json", [1, 2], users_sha256="v")
     output = str(tmp_path / "report.png")
     main([str(runs / "stage1"), "--rank", f"other={other}", "--output", output])
-    assert "do not compare these numbers: they differ in num_users" in capsys.readouterr().out
+    assert "do not compare these numbers: they differ in users_sha256" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -77,5 +77,5 @@ def test_bad_files(tmp_path, content, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="build_semantic_ids"):
+    with pytest.raises(InputError, match="ilrec ids"):
         read_semantic_ids(tmp_path / "none.index.json", [])

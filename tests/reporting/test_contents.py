@@ -74,6 +74,8 @@ def test_the_baseline_is_the_first_run_with_plain_cross_entropy(tmp_path):
 def test_differences_of_protocol(tmp_path):
     a = ranking_of("a", write_ranks(tmp_path / "a.json", [1, 2], num_beams=5))
     b = ranking_of("b", write_ranks(tmp_path / "b.json", [1, 2], num_beams=9))
-    c = ranking_of("c", write_ranks(tmp_path / "c.json", [1, 2, 3], split="valid"))
+    c = ranking_of(
+        "c", write_ranks(tmp_path / "c.json", [1, 2, 3], split="valid", users_sha256="v")
+    )
     assert differing_protocol([a, b]) == []
-    assert differing_protocol([a, b, c]) == ["split", "num_users"]
+    assert differing_protocol([a, b, c]) == ["split", "users_sha256"]
