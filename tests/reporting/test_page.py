@@ -88,7 +88,7 @@ def test_results_settings_and_protocol(tmp_path):
         "ilrec/train.py --init '{a b}'",
     ):
         assert text in page.text
-    assert "Plain cross-entropy" in page.text
+    assert "plain cross-entropy" in page.text
     assert "torch 2.13" in page.text
     # Of the protocol and of the settings, what differs and nothing else.
     assert page.marked == ["dtypeab", "beta0.00.25"]
