@@ -66,7 +66,7 @@ class MLflow(MLflowCallback):
     exclude each other there, and all that is logged with them would be lost.
     """
 
-    def on_log(
+    def on_log(  # type: ignore[override]  # as TrainerCallback declares it
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         logs = {name.replace("/", "."): value for name, value in kwargs.pop("logs").items()}
