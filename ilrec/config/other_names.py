@@ -149,7 +149,7 @@ REASONS = {
     ("logging_nan_inf_filter",): "a NaN or infinite loss ends the run",
     ("logging_dir",): ("TensorBoard's files are in tensorboard/ of `output_dir`; see `report_to`"),
     ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"): (
-        "final/ holds the model of the last step; any checkpoint can be merged and ranked"
+        "`save_best` keeps the checkpoint with the best `eval_metric` and makes final/ from it"
     ),
     ("save_only_model", "save_on_each_node", "enable_jit_checkpoint"): (
         "a checkpoint holds all that resuming needs, once, and a signal writes one; "
