@@ -351,6 +351,20 @@ def test_items_of_the_task_are_the_catalogue(data):
     assert len(set(task.semantic_ids)) == 24
 
 
+def test_a_finished_run_is_not_trained_further(data, base, tmp_path):
+    """The same command again, whether or not final/ is there: the same weights, and no new step."""
+    directory = tmp_path / "run"
+    final = run("stage1", data, directory, model=base, max_steps=3)
+    weights = (final / "adapter_model.safetensors").read_bytes()
+    steps = [line["step"] for line in logged(directory)]
+    shutil.rmtree(final)
+
+    run("stage1", data, directory, model=base, max_steps=3)
+    assert (final / "adapter_model.safetensors").read_bytes() == weights
+    assert [line["step"] for line in logged(directory)] == steps
+    assert [path.name for path in directory.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
 @pytest.mark.parametrize("layout", ["padded", "flattened"])
 def test_batches_by_token_budget_resume_in_the_middle_of_an_epoch(
     layout, data, base, tmp_path, sasrec

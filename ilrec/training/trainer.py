@@ -7,6 +7,7 @@ before they reach a weight; evaluation may rank; checkpoints are checked and pub
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from ilrec.training.model_card import CARD
 from ilrec.training.nonfinite import SAMPLE_IDS, describe_nonfinite, keep_batches
 from ilrec.training.zero3 import check_saved
 
+logger = logging.getLogger("ilrec.train")
 # Options of torch's DataLoader that are fields of TrainingArguments, there with dataloader_ before.
 LOADER_OPTIONS = (
     "num_workers",
@@ -37,6 +39,10 @@ LOADER_OPTIONS = (
     "multiprocessing_context",
     "in_order",
 )
+
+
+class NoStepsLeft(Exception):
+    """The checkpoint that a run goes on from is its last."""
 
 
 class TokenSums:
@@ -112,6 +118,17 @@ class ILRecTrainer(Trainer):
         if evaluation is not None:
             self.add_callback(evaluation)
         self.add_callback(RunDirectory())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's. If nothing is left to train, the checkpoint is loaded, and that is
+        all: the Trainer itself would take one more step before it looks."""
+        try:
+            return super().train(*args, **kwargs)
+        except NoStepsLeft:
+            logger.info("step %d was the last; nothing is left to train", self.state.global_step)
+            control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.control = control
+            return None
 
     def get_train_dataloader(self) -> DataLoader:
         if self.batch_sampler is None:
@@ -254,6 +271,9 @@ class RunDirectory(TrainerCallback):
         # Steps that this run repeats must not be in the log twice.
         if state.is_world_process_zero:
             metrics_log.keep_until(str(args.output_dir), state.global_step)
+        # The weights of the checkpoint are loaded by now. Patience may have ended the run before.
+        if control.should_training_stop or state.global_step == state.max_steps:
+            raise NoStepsLeft
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

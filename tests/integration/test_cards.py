@@ -89,7 +89,7 @@ def test_the_code_of_a_merged_models_card_loads_the_same(run, merged, monkeypatc
 
 def test_checkpoints_and_final_have_it_in_place_of_pefts(run, base):
     for name in ("checkpoint-1", "checkpoint-2", "final"):
-        assert "Cross-layer preference optimisation" in card(run / name)
+        assert "preference (beta" in card(run / name)
         assert "PEFT" not in card(run / name)
         assert str(base.parent) not in card(run / name)
 

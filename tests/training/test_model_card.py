@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from ilrec.config.evaluation import EvaluationConfig
 from ilrec.config.sections import (
     DataConfig,
     ModelConfig,
@@ -48,6 +49,7 @@ def card_of(model: str, **objective) -> str:
         DataConfig(data="/home/somebody/toys", prompt_prefix="a|b`c\n"),
         ObjectiveConfig(**objective),
         TrainingConfig(output_dir="/home/somebody/runs/stage1", max_steps=40),
+        EvaluationConfig(),
     )
     return training_card(config, dataset())
 
@@ -77,7 +79,7 @@ def test_data_settings_and_objective():
     # Each of the three users has two items held out.
     assert "| interactions to train on | 6 |" in text
     assert "| users left out, with too few items | 7 |" in text
-    assert "preference optimisation" in text
+    assert "preference (beta 0.2)" in text
     assert "at least 0.25 times the label's probability" in text
     assert "distillation:" not in text
     settings = re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
@@ -92,7 +94,7 @@ def test_data_settings_and_objective():
 
 def test_plain_fine_tuning_is_called_cross_entropy():
     text = card_of("owner/model")
-    assert "Plain cross-entropy" in text
+    assert "plain cross-entropy" in text
     assert "ard negatives" not in text
 
 
