@@ -33,6 +33,30 @@ class SplitRule:
             return f"split_time: {self.split_time}"
         return f"num_targets: {self.num_targets}"
 
+    def in_words(self) -> str:
+        """What is for training, validation and test, for people."""
+        first, _, second = self.split_time.partition(",")
+        if second:
+            return (
+                f"by time. Training ends before {first}; from there on items are for validation, "
+                f"and from {second} on for the test."
+            )
+        if first:
+            return (
+                f"by time. Items from {first} on are for the test; the last item before it of each "
+                "user is for validation, and all earlier ones are for training."
+            )
+        if self.num_targets == 1:
+            return (
+                "leave-one-out. Each user's last item is for the test, the one before it for "
+                "validation, and all others are for training."
+            )
+        n = self.num_targets
+        return (
+            f"by order. Each user's last {n} items are for the test, the {n} before them for "
+            "validation, and all others are for training."
+        )
+
 
 # By order, with one target: the usual split, and that of data that is read without settings.
 LEAVE_ONE_OUT = SplitRule(num_targets=1, split_time="")

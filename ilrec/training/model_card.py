@@ -195,8 +195,7 @@ def _data(dataset: InteractionDataset) -> str:
     return "\n\n".join(
         [
             markdown_table((dataset.name, "count"), rows),
-            "Split: leave-one-out by time. Each user's last item is for the test, the one before "
-            "it for validation, and all others are for training.",
+            f"Split: {dataset.rule.in_words()}",
         ]
     )
 

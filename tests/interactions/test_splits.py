@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,19 @@ def test_a_split_by_order_has_each_item_once(lengths: list[int], num_targets: in
     assert found == {user: sequences[user] for user in kept}
     left_out = set(range(len(lengths))) - set(kept)
     assert all(rows(splits.training)[user] == [] for user in left_out)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (LEAVE_ONE_OUT, "leave-one-out. Each user's last item is for the test"),
+        (SplitRule(3, ""), "Each user's last 3 items are for the test, the 3 before them"),
+        (SplitRule(1, "2020-01-02"), "Items from 2020-01-02 on are for the test; the last item"),
+        (SplitRule(1, "2020-01-02,2020-02-01"), "before 2020-01-02; .* from 2020-02-01 on for the"),
+    ],
+)
+def test_the_rule_in_words(rule: SplitRule, words: str):
+    assert re.search(words, rule.in_words())
 
 
 def test_settings_decide_the_split_of_a_directory(tmp_path: Path):
