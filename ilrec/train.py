@@ -46,6 +46,7 @@ from ilrec.training import zero3
 from ilrec.training.checkpoints import find_checkpoint, remove_unfinished
 from ilrec.training.dry_run import dry_run
 from ilrec.training.ds_config import read_ds_config
+from ilrec.training.hub import is_published, publish_final
 from ilrec.training.identity import run_identity
 from ilrec.training.manifest import ranks_of
 from ilrec.training.recorded_base import base_facts, require_base
@@ -88,6 +89,7 @@ def train(argv: list[str]) -> int:
         check_directory(output_dir)
     choose_attention(config.model.attn_implementation)
     chosen_trackers(config.training)
+    will_publish = is_published(config)
     ds_config = _read_deepspeed(ds_path, config)
     task = load_task(config.data)
     sources = places_read(config.model)
@@ -132,6 +134,8 @@ def train(argv: list[str]) -> int:
             return STOPPED
         best = trainer.evaluation.best(trainer.state) if trainer.evaluation else None
         save_final(trainer, config, task, facts, best)
+    if will_publish:
+        publish_final(config)
     return 0
 
 

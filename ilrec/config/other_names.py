@@ -64,14 +64,6 @@ RENAMED = {
     "max_negatives": ("M", "num_negatives"),
 }
 
-HUB_NAMES = (
-    "push_to_hub",
-    "hub_model_id",
-    "hub_strategy",
-    "hub_private_repo",
-    "hub_always_push",
-    "hub_revision",
-)
 PREDICTION_NAMES = (
     "prediction_loss_only",
     "include_for_metrics",
@@ -158,7 +150,9 @@ REASONS = {
     ("do_train", "do_eval", "do_predict"): (
         "this program trains, `eval_strategy` says when it evaluates, and ilrec/rank.py ranks"
     ),
-    HUB_NAMES: "a run does not upload; afterwards: hf upload REPOSITORY RUN/final",
+    ("hub_strategy", "hub_always_push"): (
+        "`push_to_hub` uploads final/, once, when it is written; checkpoints are not uploaded"
+    ),
     ("hub_token", "use_auth_token", "token"): (
         "a secret does not belong into a run's config.yaml: set HF_TOKEN, or hf auth login"
     ),

@@ -20,6 +20,8 @@ from typing import Any
 from ilrec.config.sections import TrainConfig
 from ilrec.config.settings import KINDS, Domain, read_within, require
 
+# The upload of final/. ilrec/training/hub.py does it, and not the Trainer.
+HUB_FIELDS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 # These optimizers need the layers of a model that is whole on one rank.
 LAYER_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")
 
@@ -64,6 +66,13 @@ def require_effect(config: TrainConfig) -> None:
         True,
         "false with max_tokens_per_batch, whose batches drop and repeat nothing",
     )
+    for name in HUB_FIELDS:
+        require(
+            not given.get(name) or given.get("push_to_hub", False),
+            name,
+            given.get(name),
+            "push_to_hub: true with it",
+        )
     for name in ("eval_on_start", "eval_delay"):
         require(
             not given.get(name) or config.evaluation.eval_strategy != "no",

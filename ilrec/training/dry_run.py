@@ -47,6 +47,7 @@ from ilrec.training.amounts import (
 )
 from ilrec.training.checkpoints import find_checkpoint, step_of
 from ilrec.training.ds_config import read_ds_config
+from ilrec.training.hub import is_published
 from ilrec.training.identity import run_identity
 from ilrec.training.in_words import (
     data_lines,
@@ -114,6 +115,7 @@ class DryRun:
         self.attempt(setup.check_backend, config.objective, device)
         attention = self.attempt(choose_attention, config.model.attn_implementation)
         self.attempt(chosen_trackers, config.training)
+        self.attempt(is_published, config)
         ds_config = self.attempt(self._read_deepspeed)
         task = self.attempt(load_task, config.data)
         sources = self.attempt(setup.places_read, config.model)

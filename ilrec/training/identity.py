@@ -79,6 +79,11 @@ MAY_CHANGE = frozenset(
         "save_total_limit",
         "report_to",
         "resume",
+        # HUB_FIELDS of ilrec/config/training_arguments.py.
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_revision",
         # Evaluation. It counts if it chooses the weights of final/.
         "eval_on_start",
         "eval_strategy",

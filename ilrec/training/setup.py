@@ -26,6 +26,7 @@ from transformers import (
 from ilrec.collaborative.collator import ContinuationCollator
 from ilrec.collaborative.cross_fitting import RewardFilter
 from ilrec.config.sections import ModelConfig, ObjectiveConfig, TrainConfig
+from ilrec.config.training_arguments import HUB_FIELDS
 from ilrec.errors import InputError
 from ilrec.model.adapters import add_adapter, add_item_tokens, load_adapter
 from ilrec.model.families import check_flattening
@@ -71,6 +72,8 @@ def training_arguments(config: TrainConfig, ds_config: dict | None) -> TrainingA
     Raises InputError for settings that transformers refuses.
     """
     fields = dataclasses.asdict(config.training) | config.training_arguments
+    for name in HUB_FIELDS:
+        fields.pop(name, None)
     # The checkpoint to resume from is chosen by ilrec/training/checkpoints.py.
     fields.pop("resume")
     trackers = chosen_trackers(config.training)
