@@ -136,6 +136,10 @@ def _start_logging() -> None:
 
 def _end_with(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
+    # At once, if there are other ranks: the interpreter's own end can take seconds, and they keep
+    # the same message back for LAUNCHER_GRACE_SECONDS only.
+    if torch.distributed.is_initialized():
+        _exit_at_once(BAD_INPUT)
     sys.exit(BAD_INPUT)
 
 
@@ -149,12 +153,17 @@ def leave_process_group(status: int = 0) -> None:
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _exit_at_once(status)
     if status:
         sys.exit(status)
+
+
+def _exit_at_once(status: int) -> NoReturn:
+    """Without the interpreter's own end."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager

@@ -169,3 +169,9 @@ def test_before_the_group_is_up_nobody_is_lost(monkeypatch):
 def test_the_line_that_names_the_cause():
     assert backend_line(DistBackendError(MEMORY)) == "out of memory"
     assert backend_line(RuntimeError("")) == "RuntimeError"
+
+
+def test_bad_input_among_ranks_ends_at_once(group, monkeypatch, capsys):
+    """Without the interpreter's own end, which can take longer than the others wait."""
+    assert ends(InputError("a.json: no such file"), monkeypatch) == processes.BAD_INPUT
+    assert capsys.readouterr().err == "error: a.json: no such file\n"

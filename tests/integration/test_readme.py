@@ -81,7 +81,7 @@ def test_quickstart_goes_the_whole_way_and_reuses_it(tmp_path):
     ranking = json.loads((tmp_path / "rankings" / "stage2.json").read_text())
     assert ranking["protocol"]["num_users"] == 100
     assert ranking["protocol"]["num_cases"] == 500
-    assert "hit@10, stage2 - sft: " in first.stdout
+    assert "Differences to sft: test split, 100 users, 500 cases." in first.stdout
     second = launch(*quickstart, timeout=100)
     assert second.returncode == 0
     assert second.stdout.count("done before, reused") == first.stdout.count("  $ ")
