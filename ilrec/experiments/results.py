@@ -13,6 +13,7 @@ Shapes: U users.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 
 from ilrec.config.loading import load_config
 from ilrec.errors import InputError
+from ilrec.experiments.grid_checks import BASELINE_SETTINGS
 from ilrec.files.outputs import whole_file, write_text
 from ilrec.files.reading import read_json
 from ilrec.ranking.results import smallest
@@ -160,7 +162,7 @@ def is_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """
     # Settings: those that both have must be equal, those that are new at their default.
     old, new = recorded["settings"], wanted["settings"]
-    defaults = default_settings()
+    defaults = default_settings(wanted.get("method"))
     for name in new.keys() - old.keys():
         if new[name] != defaults.get(name):
             return False
@@ -181,7 +183,11 @@ def _without_parts(made_of: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in made_of.items() if name not in ("settings", "sources")}
 
 
-def default_settings() -> dict[str, Any]:
+def default_settings(baseline: str | None = None) -> dict[str, Any]:
+    """Of a baseline, or of a training if None."""
+    if baseline:
+        kind = BASELINE_SETTINGS[baseline]
+        return dataclasses.asdict(kind()) if kind else {}
     return load_config(None, {"data": "-", "output_dir": "-", "model": "-"}).flat()
 
 

@@ -53,6 +53,12 @@ def test_a_setting_that_is_new_must_be_at_its_default():
     assert not is_same({**MADE_OF, "settings": {"beta": 0.1, "gone": 1}}, MADE_OF)
 
 
+def test_a_new_setting_of_a_baseline_must_be_at_its_default():
+    old = {**MADE_OF, "method": "sasrec", "settings": {"hidden_size": 8}}
+    assert is_same(old, {**old, "settings": {"hidden_size": 8, "num_folds": 0}})
+    assert not is_same(old, {**old, "settings": {"hidden_size": 8, "num_folds": 4}})
+
+
 def test_sources_count_by_what_they_are_made_of():
     def started_from(beta: float) -> dict:
         return {**MADE_OF, "sources": {"model": {**MADE_OF, "settings": {"beta": beta}}}}
