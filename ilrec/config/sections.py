@@ -1,5 +1,5 @@
 """Every setting of training, once: its default, its help text and its checks. The sections of the
-evaluation and of SASRec lie beside this file.
+objective, the training loop, the evaluation and of SASRec lie beside this file.
 
 Defaults here < the YAML recipe < the command line (`--field value`). A recipe and a command line
 are flat: no two sections of a training run share a field's name. The sections exist for the code,
@@ -17,37 +17,11 @@ from typing import Any
 
 from ilrec.config.dates import split_dates
 from ilrec.config.evaluation import EvaluationConfig
+from ilrec.config.objective import ObjectiveConfig
 from ilrec.config.settings import Section, require, setting
-from ilrec.errors import InputError
-from ilrec.ops.objective import (
-    BACKENDS,
-    DISTILLATION_TARGETS,
-    NEGATIVE_TOKENS,
-    NEGATIVES_FROM,
-    REWARD_TOKENS,
-    THRESHOLDS,
-    Objective,
-)
+from ilrec.config.training import TrainingConfig
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-# The members of transformers.SchedulerType that depend on the step alone. The last three need
-# lr_scheduler_kwargs.
-SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-)
-# Where the numbers of the log may go: names of transformers' integrations.
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab", "none")
-# Where the polynomial schedule of transformers ends (its lr_end). The peak must lie above it.
-POLYNOMIAL_END = 1e-7
 
 
 @dataclass
@@ -209,178 +183,6 @@ class DataConfig(Section):
         except ValueError as error:
             expected = "a date such as 2023-01-01, or two with a comma, the earlier one first"
             require(False, "split_time", self.split_time, f"{expected} ({error})")
-
-
-@dataclass
-class ObjectiveConfig(Section):
-    """The ILRec objective (arXiv 2602.17410; equations in docs/method.md). All weights 0 is plain
-    SFT."""
-
-    beta: float = setting(
-        0.0,
-        "cross-layer preference optimisation: size of the penalty on hard negatives",
-        at_least=0,
-    )
-    distillation_weight: float = setting(
-        0.0, "lambda: weight of cross-layer preference distillation", at_least=0
-    )
-    reward_weight: float = setting(
-        0.0, "mu: weight of the collaborative reward; needs sasrec", at_least=0
-    )
-    num_readout_layers: int = setting(
-        4, "K: this many layers below the last one propose hard negatives", at_least=1
-    )
-    threshold: str = setting(
-        "probability",
-        "probability: Pe(v) >= alpha Pe(y); logit: ze(v) >= alpha z(y)",
-        choices=THRESHOLDS,
-    )
-    alpha: float = setting(
-        0.5,
-        "the share of the label's readout probability (or logit) that makes a token a hard "
-        "negative",
-        above=0,
-    )
-    max_negatives: int = setting(
-        0, "M: keep at most this many hard negatives per token; 0 keeps all", at_least=0
-    )
-    negative_tokens: str = setting(
-        "all",
-        "tokens that can be negatives: all; items (those that occur in an item); continuations "
-        "(those with which an item of the catalogue goes on at this place)",
-        choices=NEGATIVE_TOKENS,
-    )
-    negatives_from: str = setting(
-        "readout",
-        "readout: the method, the layers below the last one propose the hard negatives. For "
-        "ablations: last_layer (the last layer's own probable tokens; needs distillation_weight "
-        "0) or random (as many tokens, drawn at random; needs negative_tokens all)",
-        choices=NEGATIVES_FROM,
-    )
-    weight_temperature: float = setting(
-        1.0,
-        "the hard negatives are weighted by softmax(ze / weight_temperature); 1 / K gives the "
-        "weights of the authors' code, which sums the K layers' logits",
-        above=0,
-    )
-    distillation_target: str = setting(
-        "ensemble",
-        "what learns from the last layer: ensemble or per_layer",
-        choices=DISTILLATION_TARGETS,
-    )
-    reward_tokens: str = setting(
-        "negatives",
-        "tokens that share the reward's soft target: negatives (S and the label), or "
-        "continuations (every token with which an item of the catalogue goes on)",
-        choices=REWARD_TOKENS,
-    )
-    reward_temperature: float = setting(
-        1.0, "T: soft target is reward ** (1 / T), normalised", above=0
-    )
-    sasrec: str = setting(
-        "", "directory of a trained SASRec (`ilrec sasrec`), read when reward_weight > 0"
-    )
-    backend: str = setting(
-        "auto",
-        "vocabulary operation: auto, reference, row_slab or vocab_stream (CUDA with Triton)",
-        choices=BACKENDS,
-    )
-    slab_mib: int = setting(
-        0,
-        "memory for logits, in MiB; 0: what was measured best for the device "
-        "(ilrec/ops/row_slab.py)",
-        at_least=0,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.reward_weight == 0 or bool(self.sasrec),
-            "sasrec",
-            self.sasrec,
-            "a directory written by `ilrec sasrec`, because reward_weight > 0",
-        )
-        self.vocabulary_objective()
-
-    def vocabulary_objective(self) -> Objective:
-        """The settings that the vocabulary operation looks at. Raises InputError if they contradict
-        each other."""
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(Objective)}
-        try:
-            return Objective(**settings)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-
-
-@dataclass
-class TrainingConfig(Section):
-    """The training loop.
-
-    transformers.TrainingArguments has the same fields, except `resume`. Its other fields may be
-    given, too (docs/fields.md).
-    """
-
-    output_dir: str = setting("", "run directory: config, metrics, checkpoints and final/ go here")
-    num_train_epochs: float = setting(1.0, "passes over the training samples", above=0)
-    max_steps: int = setting(
-        -1, "stop after this many optimizer steps instead; -1: by epochs", at_least=-1
-    )
-    per_device_train_batch_size: int = setting(8, "samples per rank and micro-step", at_least=1)
-    gradient_accumulation_steps: int = setting(1, "micro-steps per optimizer step", at_least=1)
-    learning_rate: float = setting(1e-4, "peak learning rate", above=0)
-    lr_scheduler_type: str = setting(
-        "cosine",
-        "schedule of transformers; its own arguments are lr_scheduler_kwargs",
-        choices=SCHEDULES,
-    )
-    warmup_steps: float = setting(
-        0.03, "steps of linear warm-up; below 1: share of all steps", at_least=0
-    )
-    weight_decay: float = setting(0.0, "AdamW weight decay", at_least=0)
-    max_grad_norm: float = setting(1.0, "gradient norm to clip at; 0: no clipping", at_least=0)
-    logging_steps: int = setting(10, "optimizer steps between log lines", at_least=1)
-    save_steps: int = setting(500, "optimizer steps between checkpoints", at_least=1)
-    save_total_limit: int = setting(
-        2, "checkpoints kept, the newest ones, and with save_best the best one; 0: all", at_least=0
-    )
-    dataloader_num_workers: int = setting(0, "processes that prepare samples, per rank", at_least=0)
-    report_to: str | list[str] = setting(
-        "tensorboard",
-        "where the log goes beside metrics.jsonl: one tracker or a list of them; each but "
-        "tensorboard needs its package",
-        choices=TRACKERS,
-    )
-    seed: int = setting(0, "random seed of initialisation, order and dropout", at_least=0)
-    resume: str = setting(
-        "auto",
-        "auto: go on from the newest complete checkpoint in output_dir; never; or a checkpoint",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.max_steps != 0, "max_steps", self.max_steps, "a number of steps, or -1: by epochs"
-        )
-        # transformers reads a value below 1 as a share of all steps, else as a number of steps.
-        require(
-            self.warmup_steps < 1 or self.warmup_steps.is_integer(),
-            "warmup_steps",
-            self.warmup_steps,
-            "a whole number of steps, or a share below 1",
-        )
-        require(
-            self.lr_scheduler_type != "polynomial" or self.learning_rate > POLYNOMIAL_END,
-            "learning_rate",
-            self.learning_rate,
-            f"a number above {POLYNOMIAL_END}, where lr_scheduler_type: polynomial ends",
-        )
-        require(
-            self.report_to == "none" or "none" not in self.report_to,
-            "report_to",
-            self.report_to,
-            "none alone, or the names of trackers",
-        )
-        require(bool(self.resume), "resume", self.resume, "auto, never or a checkpoint")
 
 
 @dataclass

@@ -17,16 +17,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ilrec.config.evaluation import NUM_BEAMS, EvaluationConfig
 from ilrec.errors import InputError
 from ilrec.items.trie import ItemTrie
-from ilrec.ranking.case_lists import rank_cases
+from ilrec.ranking.candidates import choose_candidates
+from ilrec.ranking.case_lists import of_some_users, rank_cases
 from ilrec.ranking.metrics import ranking_metrics, target_ranks_from_lists
 from ilrec.ranking.score_head import float32_scores
+from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.prefixes import EvaluationSamples
+from ilrec.samples.task import RecommendationTask, item_trie
 from ilrec.training.checkpoints import checkpoint_at
 from ilrec.training.manifest import MANIFEST
 from ilrec.training.together import agreed
@@ -182,3 +186,32 @@ class Evaluation(TrainerCallback):
         if patience and num_worse >= patience:
             control.should_training_stop = True
             logger.info("%d evaluations without a better one: training ends", num_worse)
+
+
+def validation_samples(
+    config: EvaluationConfig, task: RecommendationTask, builder: SampleBuilder
+) -> EvaluationSamples:
+    """The validation cases of the same eval_users users in every evaluation."""
+    cases = of_some_users(task.dataset.evaluation("valid"), config.eval_users)
+    return EvaluationSamples(cases, builder)
+
+
+def make_evaluation(
+    config: EvaluationConfig,
+    task: RecommendationTask,
+    samples: EvaluationSamples,
+    pad_token_id: int,
+    device: torch.device,
+) -> Evaluation:
+    """The evaluation of `samples` that the settings ask for. device: of the model."""
+    ranking = None
+    if config.eval_metric != "loss":
+        ranking = ValidationRanking(
+            samples=samples,
+            trie=item_trie(samples.builder).to(device),
+            pad_token_id=pad_token_id,
+            candidates=choose_candidates("auto", task.dataset.sequences),
+            cutoff=config.cutoff,
+            batch_size=config.per_device_eval_batch_size,
+        )
+    return Evaluation(config, ranking)

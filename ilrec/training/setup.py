@@ -40,12 +40,9 @@ from ilrec.model.loading import (
 from ilrec.model.objective import attach_objective
 from ilrec.model.source import ModelSource, find_model
 from ilrec.ops.backends import why_unavailable
-from ilrec.ranking.candidates import choose_candidates
-from ilrec.ranking.case_lists import of_some_users
 from ilrec.samples.batches import TokenBudgetSampler, is_flattened
 from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.collators import TrainingCollator, flattening_collator
-from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie
 from ilrec.samples.vocabulary import add_codes, code_ids
 from ilrec.training import zero3
@@ -54,7 +51,7 @@ from ilrec.training.argument_checks import (
     check_optimizer,
     check_schedule,
 )
-from ilrec.training.evaluation import Evaluation, ValidationRanking
+from ilrec.training.evaluation import make_evaluation, validation_samples
 from ilrec.training.identity import base_origin
 from ilrec.training.model_card import training_card
 from ilrec.training.nonfinite import IdentifiedCollator
@@ -256,8 +253,10 @@ def make_trainer(
 
     validation = evaluation = None
     if config.evaluation.eval_strategy != "no":
-        validation = _validation_samples(config, task, builder)
-        evaluation = _evaluation(config, task, validation, tokenizer, arguments)
+        validation = validation_samples(config.evaluation, task, builder)
+        evaluation = make_evaluation(
+            config.evaluation, task, validation, tokenizer.pad_token_id, arguments.device
+        )
     trainer = ILRecTrainer(
         model=model,
         args=arguments,
@@ -298,34 +297,6 @@ def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
         num_all += size
         num_trained += size if parameter.requires_grad else 0
     return num_all, num_trained
-
-
-def _validation_samples(
-    config: TrainConfig, task: RecommendationTask, builder: SampleBuilder
-) -> EvaluationSamples:
-    """The same eval_users validation users in every evaluation."""
-    cases = of_some_users(task.dataset.evaluation("valid"), config.evaluation.eval_users)
-    return EvaluationSamples(cases, builder)
-
-
-def _evaluation(
-    config: TrainConfig,
-    task: RecommendationTask,
-    samples: EvaluationSamples,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: TrainingArguments,
-) -> Evaluation:
-    ranking = None
-    if config.evaluation.eval_metric != "loss":
-        ranking = ValidationRanking(
-            samples=samples,
-            trie=item_trie(samples.builder).to(arguments.device),
-            pad_token_id=tokenizer.pad_token_id,
-            candidates=choose_candidates("auto", task.dataset.sequences),
-            cutoff=config.evaluation.cutoff,
-            batch_size=config.evaluation.per_device_eval_batch_size,
-        )
-    return Evaluation(config.evaluation, ranking)
 
 
 def _continuations(

@@ -7,7 +7,8 @@ import torch
 from transformers import SchedulerType, get_scheduler
 
 from ilrec.config.sasrec import SASRecConfig
-from ilrec.config.sections import POLYNOMIAL_END, SCHEDULES, SECTIONS
+from ilrec.config.sections import SECTIONS
+from ilrec.config.training import POLYNOMIAL_END, SCHEDULES
 
 
 def test_no_two_sections_share_a_field():
