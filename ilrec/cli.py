@@ -29,6 +29,7 @@ COMMANDS = {
     "ids": Command("ilrec.commands.ids:main", "build semantic IDs from item embeddings"),
     "train": Command("ilrec.train:train", "train one stage: sft, stage1, stage2 or joint"),
     "rank": Command("ilrec.rank:main", "rank the full catalogue for every user"),
+    "recommend": Command("ilrec.recommend:main", "recommend items to users, into a file"),
     "merge": Command("ilrec.commands.merge:main", "merge an adapter into its base model"),
     "average": Command("ilrec.commands.average:main", "average the weights of several models"),
     "compare": Command("ilrec.commands.compare:main", "paired comparisons of rankings"),

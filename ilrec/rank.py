@@ -16,7 +16,6 @@ both or neither. A model card beside the weights gets the metrics, too. Each use
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -31,20 +30,11 @@ if __name__ == "__main__":
     answer_help(rank_parser(__doc__))
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ilrec.config.loading import build_section
-from ilrec.config.sections import DataConfig, ModelConfig
+from ilrec.config.sections import ModelConfig
 from ilrec.errors import InputError
-from ilrec.files.reading import read_yaml
 from ilrec.items.embeddings import read_embeddings
-from ilrec.model.adapters import add_item_tokens, load_adapter
-from ilrec.model.loading import load_base, load_tokenizer
-from ilrec.model.source import ModelSource, find_model
-from ilrec.processes import joining_ranks, rank, run_entry, world_size
+from ilrec.processes import rank, run_entry, start_processes
 from ilrec.ranking.beyond_accuracy import Distance, cosine_distance, prefix_distance
 from ilrec.ranking.candidates import choose_candidates
 from ilrec.ranking.case_lists import of_some_users, rank_cases
@@ -61,11 +51,10 @@ from ilrec.ranking.results import (
     targets_digest,
     write_ranking,
 )
-from ilrec.ranking.score_head import score_in_float32
 from ilrec.samples.prefixes import EvaluationSamples
-from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie, load_task
+from ilrec.samples.task import RecommendationTask, item_trie, load_task
+from ilrec.serving.trained import data_config, open_trained
 from ilrec.training.model_card import record_results
-from ilrec.training.recorded_base import check_source
 
 # --flag: its smallest value.
 AT_LEAST = {"num_beams": 1, "batch_size": 1, "num_users": 0}
@@ -82,62 +71,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         if name not in GROUPED_BY:
             raise InputError(f"--by: expected {' or '.join(GROUPED_BY)}, got {name!r}")
     return arguments
-
-
-def data_config(model_directory: str, data: str | None) -> DataConfig:
-    """The data settings that the model was trained with.
-
-    data: another place of the same data. It does not change how users and items are rendered.
-    """
-    path = Path(model_directory) / "ilrec.yaml"
-    if not path.exists():
-        raise InputError(
-            f"{model_directory}: no ilrec.yaml in it, so how it renders users and items is "
-            "unknown; give the final/ of a run, or what `ilrec merge` wrote"
-        )
-    known = DataConfig.__dataclass_fields__
-    fields = {name: (value, str(path)) for name, value in read_yaml(path).items() if name in known}
-    if data:
-        fields["data"] = (data, "--data")
-    # The model's own semantic IDs, whatever the data directory has now.
-    index = Path(model_directory) / ITEM_INDEX
-    if index.exists():
-        fields["semantic_ids"] = (str(index), str(path))
-    config = build_section(DataConfig, fields)
-    if not config.data:
-        raise InputError(f"{path}: data: not set; give --data DIR")
-    return config
-
-
-def start_processes() -> torch.device:
-    """Start the process group, if a launcher started several processes. Returns this one's
-    device."""
-    has_cuda = torch.cuda.is_available()
-    device = torch.device("cpu")
-    if has_cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    if world_size() > 1:
-        with joining_ranks():
-            dist.init_process_group("nccl" if has_cuda else "gloo")
-    return device
-
-
-def load_trained(
-    config: ModelConfig,
-    source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
-) -> torch.nn.Module:
-    """The trained model, ready to rank: its logits are float32."""
-    base_model = load_base(source, config)
-    add_item_tokens(base_model, tokenizer)
-    model: PreTrainedModel | PeftModel = base_model
-    if source.adapter:
-        model = load_adapter(base_model, source.adapter, is_trainable=False)
-    torch.nn.Module.to(model, device).eval()
-    score_in_float32(model)
-    return model
 
 
 def item_distance(task: RecommendationTask, embeddings: str | None) -> tuple[Distance | None, str]:
@@ -162,27 +95,22 @@ def main(argv: list[str]) -> None:
     distance, diversity_over = item_distance(task, arguments.embeddings)
     device = start_processes()
 
-    # The model. The sample builder comes before it, because it refuses a wrong tokenizer.
     settings = ModelConfig(
         model=arguments.model,
         base=arguments.base,
         dtype=arguments.dtype,
         trust_remote_code=arguments.trust_remote_code,
     )
-    source = find_model(settings.model, settings.base)
-    check_source(source)
-    tokenizer = load_tokenizer(source, settings.trust_remote_code)
-    builder = task.sample_builder(tokenizer)
-    model = load_trained(settings, source, tokenizer, device)
+    trained = open_trained(settings, task, device)
 
     # Every case of the chosen users is ranked once.
     cases = of_some_users(task.dataset.evaluation(arguments.split), arguments.num_users)
     candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
     items_CK, scores_CK = rank_cases(
-        model,
-        EvaluationSamples(cases, builder),
-        item_trie(builder).to(device),
-        tokenizer.pad_token_id,
+        trained.model,
+        EvaluationSamples(cases, trained.builder),
+        item_trie(trained.builder).to(device),
+        trained.pad_token_id,
         arguments.num_beams,
         arguments.batch_size,
         device,
@@ -205,7 +133,7 @@ def main(argv: list[str]) -> None:
         num_beams=arguments.num_beams,
         data=config.data,
         checkpoint=str(Path(arguments.model).resolve()),
-        dtype=str(model.dtype).split(".")[-1],
+        dtype=str(trained.model.dtype).split(".")[-1],
         score_dtype="float32",
         diversity_over=diversity_over,
         targets_sha256=targets_digest(cases),

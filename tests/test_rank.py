@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from ilrec.config.sections import DTYPES
 from ilrec.errors import InputError
 from ilrec.items.embeddings import write_embeddings
-from ilrec.rank import data_config, main
+from ilrec.rank import main
 from ilrec.ranking.case_lists import progress
 from ilrec.ranking.results import read_ranking
+from ilrec.serving.trained import data_config
 from ilrec.train import train
 
 SFT = ROOT / "ilrec/recipes/sft.yaml"
