@@ -86,9 +86,15 @@ def main(argv: list[str]) -> None:
     only, without = candidate_files(arguments, catalogue)
     device = start_processes()
 
-    # The histories, and shards of an earlier try.
-    job.begin({**settings_of(arguments, num_beams, task), "weights": weights_of(source)})
-    histories = chosen_histories(arguments, job, task, catalogue)
+    # The histories, and what an earlier try has left.
+    decisive = {**settings_of(arguments, num_beams, task), "weights": weights_of(source)}
+    if arguments.histories:
+        path = Path(arguments.histories)
+        job.begin(decisive, lambda: read_histories(path, catalogue, arguments.unknown))
+        histories = job.kept_histories()
+    else:
+        histories = users_of_data(arguments, task)
+        job.begin(decisive)
 
     recommender = Recommender(open_trained(settings, task, device), catalogue)
     request = recommender.request(arguments.top_k, num_beams, arguments.exclude_rule, only, without)
@@ -110,20 +116,14 @@ def candidate_files(
     return only, np.concatenate([np.empty(0, dtype=np.int64), *excluded])
 
 
-def chosen_histories(
-    arguments: argparse.Namespace, job: Job, task: RecommendationTask, catalogue: Catalogue
-) -> Histories:
-    unknown = arguments.unknown
-    if arguments.histories:
-        path = Path(arguments.histories)
-        return job.histories(lambda: read_histories(path, catalogue, unknown))
+def users_of_data(arguments: argparse.Namespace, task: RecommendationTask) -> Histories:
     if not task.dataset.num_users:
         raise InputError(
             f"{task.config.data} is not there, so that no users are known; give --data DIR, or "
             "--histories FILE"
         )
     if arguments.users:
-        return of_users(task.dataset, Path(arguments.users), unknown)
+        return of_users(task.dataset, Path(arguments.users), arguments.unknown)
     return of_split(task.dataset, arguments.split)
 
 
@@ -132,11 +132,11 @@ def settings_of(
 ) -> dict[str, Any]:
     """What decides the lists, beside the weights."""
     files = {"users": arguments.users, "histories": arguments.histories, "only": arguments.only}
-    digests = {name: file_digest(path) if path else "" for name, path in files.items()}
-    excluded = [file_digest(path) for path in arguments.exclude]
+    digests = {name: content_of(path) if path else "" for name, path in files.items()}
+    excluded = [content_of(path) for path in arguments.exclude]
     return {
         "output format": Path(arguments.output).suffix,
-        "items": task.identity(),
+        **{name: facts["sha256"] for name, facts in task.identity().items()},
         "split": arguments.split,
         **digests,
         "exclude": [arguments.exclude_rule or NONE, *excluded],
@@ -145,6 +145,14 @@ def settings_of(
         "num_beams": num_beams,
         "dtype": arguments.dtype,
     }
+
+
+def content_of(path: str | Path) -> str:
+    """A digest of a file's content. Raises InputError if it cannot be read."""
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ logger = logging.getLogger("ilrec.recommend")
 # users make five thousand files. Few users make shards of 64, so that several processes have work.
 LEAST_USERS, MOST_USERS = 64, 2048
 WANTED_SHARDS = 64
+SETTINGS, HISTORIES = "settings.json", "histories.arrow"
 
 
 class Job:
@@ -45,41 +46,48 @@ class Job:
         self.parts = Path(f"{output}.parts")
         self.lock: RunLock | None = None
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Start, or go on with what lies there. settings: what decides the lists, as JSON.
+    def begin(
+        self, settings: Mapping[str, Any], read: Callable[[], Histories] | None = None
+    ) -> None:
+        """Start, or go on with what lies there. Every process calls it.
 
-        Raises InputError, on every process, if the directory is of a job with other settings, or
-        another job is at work in it.
+        settings: what decides the lists, as JSON. read: gives the histories of a file. It is called
+        on process 0, at the start only, and `kept_histories` has what it returned.
+        Raises InputError, on every process, if the directory has shards of a job with other
+        settings, if another job is at work in it, and what `read` raises.
         """
-        agreed(lambda: self._begin(dict(settings)))
+        agreed(lambda: self._begin(dict(settings), read))
 
-    def _begin(self, settings: dict[str, Any]) -> None:
-        path = self.parts / "settings.json"
+    def kept_histories(self) -> Histories:
+        """What `read` returned, memory-mapped."""
+        return Histories.read(self.parts / HISTORIES)
+
+    def _begin(self, settings: dict[str, Any], read: Callable[[], Histories] | None) -> None:
+        path = self.parts / SETTINGS
         begun = read_json(path) if path.exists() else None
         for name, value in settings.items():
-            if begun is not None and begun.get(name) != value:
+            if begun is not None and begun.get(name) != value and self._has_shards():
                 raise InputError(
                     f"{self.parts}: holds shards of a job with another {name} "
                     f"({begun.get(name)!s:.60}, now {value!s:.60}); give the same again to go on, "
                     "or remove the directory to begin anew"
                 )
         self.lock = RunLock(self.parts)
-        if begun is None:
-            write_text(path, json.dumps(settings, indent=2) + "\n")
+        if begun == settings:
+            return
+        path.unlink(missing_ok=True)
+        try:
+            if read:
+                read().write(self.parts / HISTORIES)
+        except BaseException:
+            # Nothing is left of a job that could not begin.
+            shutil.rmtree(self.parts)
+            raise
+        # Written last: with this file, the histories are whole.
+        write_text(path, json.dumps(settings, indent=2) + "\n")
 
-    def histories(self, read: Callable[[], Histories]) -> Histories:
-        """What `read` returns on process 0, memory-mapped by all processes, and kept until the job
-        is done."""
-        path = self.parts / "histories.arrow"
-
-        def prepare() -> None:
-            if not path.exists():
-                beside = path.with_suffix(".tmp")
-                read().write(beside)
-                beside.replace(path)
-
-        agreed(prepare)
-        return Histories.read(path)
+    def _has_shards(self) -> bool:
+        return any(self.parts.glob(f"[0-9]*{self.output.suffix}"))
 
     def run(
         self, recommender: Recommender, request: Request, histories: Histories, batch_size: int
