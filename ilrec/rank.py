@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # A script's own folder is first on sys.path. The package lies in the folder above.
 if __package__ in (None, ""):
@@ -30,13 +32,20 @@ if __name__ == "__main__":
     answer_help(rank_parser(__doc__))
 
 import numpy as np
+import torch
 
-from ilrec.config.sections import ModelConfig
+from ilrec.config.loading import build_section
+from ilrec.config.sections import DataConfig, ModelConfig
 from ilrec.errors import InputError
+from ilrec.files.outputs import check_file
+from ilrec.interactions.cases import Cases
+from ilrec.interactions.dataset import InteractionDataset
+from ilrec.interactions.reading import read_data
 from ilrec.items.embeddings import read_embeddings
+from ilrec.items.semantic_ids import SemanticId
 from ilrec.processes import rank, run_entry, start_processes
 from ilrec.ranking.beyond_accuracy import Distance, cosine_distance, prefix_distance
-from ilrec.ranking.candidates import choose_candidates
+from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
 from ilrec.ranking.case_lists import of_some_users, rank_cases
 from ilrec.ranking.measuring import GROUPED_BY, Measured, measure
 from ilrec.ranking.metrics import target_ranks_from_lists
@@ -53,6 +62,9 @@ from ilrec.ranking.results import (
 )
 from ilrec.samples.prefixes import EvaluationSamples
 from ilrec.samples.task import RecommendationTask, item_trie, load_task
+from ilrec.serving.catalogue import Catalogue
+from ilrec.serving.lists import check_suffix, read_lists, write_lists
+from ilrec.serving.recommender import ranked_list
 from ilrec.serving.trained import data_config, open_trained
 from ilrec.training.model_card import record_results
 
@@ -70,18 +82,41 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for name in arguments.by:
         if name not in GROUPED_BY:
             raise InputError(f"--by: expected {' or '.join(GROUPED_BY)}, got {name!r}")
+    if not arguments.model and not arguments.lists:
+        raise InputError("--model: expected the directory of a model, or --lists FILE")
+    if arguments.lists and not arguments.output:
+        raise InputError("--lists: give --output FILE.json, too")
+    if arguments.lists and arguments.save_lists:
+        raise InputError("--save_lists: is for the lists of a model, and --lists are there already")
     return arguments
 
 
-def item_distance(task: RecommendationTask, embeddings: str | None) -> tuple[Distance | None, str]:
+def item_distance(
+    dataset: InteractionDataset, semantic_ids: Sequence[SemanticId] | None, embeddings: str | None
+) -> tuple[Distance | None, str]:
     """(how far apart two items are, what that is measured over). None for items without semantic
     IDs and embeddings."""
     if embeddings:
-        vectors = read_embeddings(Path(embeddings), task.dataset.item_ids)
+        vectors = read_embeddings(Path(embeddings), dataset.item_ids)
         return cosine_distance(vectors), "embeddings"
-    if task.semantic_ids is not None:
-        return prefix_distance(task.semantic_ids), "semantic IDs"
+    if semantic_ids is not None:
+        return prefix_distance(semantic_ids), "semantic IDs"
     return None, "nothing"
+
+
+class Lists(NamedTuple):
+    """The lists of some cases, and what their protocol says of how they were made.
+
+    items_CK: int64, -1 is no item. scores_CK: float. num_ranked: how many items a list could have;
+    it says nothing about a larger K.
+    """
+
+    cases: Cases
+    candidates: str
+    items_CK: np.ndarray
+    scores_CK: np.ndarray
+    num_ranked: int
+    facts: dict[str, Any]
 
 
 def main(argv: list[str]) -> None:
@@ -90,11 +125,63 @@ def main(argv: list[str]) -> None:
     output = Path(arguments.output or Path(arguments.model) / "ranking.json")
     if rank() == 0:  # Only rank 0 writes. The launcher ends the others.
         check_ranking(output)
-    config = data_config(arguments.model, arguments.data)
-    task = load_task(config)
-    distance, diversity_over = item_distance(task, arguments.embeddings)
-    device = start_processes()
+    if arguments.save_lists:
+        check_file(arguments.save_lists)
+        check_suffix(Path(arguments.save_lists))
+    if arguments.model:
+        config = data_config(arguments.model, arguments.data)
+    else:
+        config = build_section(DataConfig, {"data": (arguments.data or "", "--data")})
+    if arguments.lists:
+        dataset = read_data(config)
+        distance, diversity_over = item_distance(dataset, None, arguments.embeddings)
+        lists = lists_of_file(arguments, dataset)
+    else:
+        task = load_task(config)
+        dataset = task.dataset
+        distance, diversity_over = item_distance(dataset, task.semantic_ids, arguments.embeddings)
+        lists = lists_of_model(arguments, task)
+    if rank() != 0:
+        return
 
+    cutoffs = [k for k in CUTOFFS if k <= lists.num_ranked]
+    cases = lists.cases
+    target_ranks = target_ranks_from_lists(lists.items_CK, lists.scores_CK, cases)
+    measured = measure(dataset, cases, lists.items_CK, target_ranks, cutoffs, distance)
+
+    # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
+    protocol = protocol_of(
+        arguments.split,
+        len(np.unique(cases.users)),
+        lists.candidates,
+        dataset.num_items,
+        data=config.data,
+        **lists.facts,
+        diversity_over=diversity_over,
+        targets_sha256=targets_digest(cases),
+        **dataset.ranking_facts(arguments.split, cases),
+    )
+    try:
+        write_ranking(output, measured, protocol, target_ranks)
+        if arguments.save_lists:
+            save_lists(Path(arguments.save_lists), dataset, lists)
+    finally:
+        # The tables are printed even if the files cannot be written: the work must not be lost.
+        print_tables(name_of(arguments), measured, arguments.by)
+    if not arguments.lists and output.parent.resolve() == Path(arguments.model).resolve():
+        record_results(output.parent, dataset.name, measured.metrics, protocol)
+
+
+def name_of(arguments: argparse.Namespace) -> str:
+    """What the table calls the lists."""
+    if arguments.lists:
+        return Path(arguments.lists).stem
+    return Path(arguments.model).parent.name or arguments.model
+
+
+def lists_of_model(arguments: argparse.Namespace, task: RecommendationTask) -> Lists:
+    """Every case of the chosen users is ranked once, by all processes together."""
+    device = start_processes()
     settings = ModelConfig(
         model=arguments.model,
         base=arguments.base,
@@ -102,8 +189,6 @@ def main(argv: list[str]) -> None:
         trust_remote_code=arguments.trust_remote_code,
     )
     trained = open_trained(settings, task, device)
-
-    # Every case of the chosen users is ranked once.
     cases = of_some_users(task.dataset.evaluation(arguments.split), arguments.num_users)
     candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
     items_CK, scores_CK = rank_cases(
@@ -116,37 +201,36 @@ def main(argv: list[str]) -> None:
         device,
         candidates,
     )
-    if rank() != 0:
-        return
+    facts = {
+        "num_beams": arguments.num_beams,
+        "checkpoint": str(Path(arguments.model).resolve()),
+        "dtype": str(trained.model.dtype).split(".")[-1],
+        "score_dtype": "float32",
+    }
+    lists = items_CK.numpy(), scores_CK.numpy()
+    return Lists(cases, candidates, *lists, arguments.num_beams, facts)
 
-    # A list of num_beams items says nothing about a larger K.
-    cutoffs = [k for k in CUTOFFS if k <= arguments.num_beams]
-    target_ranks = target_ranks_from_lists(items_CK.numpy(), scores_CK.numpy(), cases)
-    measured = measure(task.dataset, cases, items_CK.numpy(), target_ranks, cutoffs, distance)
 
-    # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
-    protocol = protocol_of(
-        arguments.split,
-        len(np.unique(cases.users)),
-        candidates,
-        task.dataset.num_items,
-        num_beams=arguments.num_beams,
-        data=config.data,
-        checkpoint=str(Path(arguments.model).resolve()),
-        dtype=str(trained.model.dtype).split(".")[-1],
-        score_dtype="float32",
-        diversity_over=diversity_over,
-        targets_sha256=targets_digest(cases),
-        **task.dataset.ranking_facts(arguments.split, cases),
-    )
-    name = Path(arguments.model).parent.name or arguments.model
-    try:
-        write_ranking(output, measured, protocol, target_ranks)
-    finally:
-        # The tables are printed even if the files cannot be written: the work must not be lost.
-        print_tables(name, measured, arguments.by)
-    if output.parent.resolve() == Path(arguments.model).resolve():
-        record_results(output.parent, task.dataset.name, measured.metrics, protocol)
+def lists_of_file(arguments: argparse.Namespace, dataset: InteractionDataset) -> Lists:
+    """The lists that --lists names, under the rules for a model's: no item of the history if the
+    candidates are unseen."""
+    cases = of_some_users(dataset.evaluation(arguments.split), arguments.num_users)
+    candidates = choose_candidates(arguments.candidates, dataset.sequences)
+    path = Path(arguments.lists)
+    items_CK, scores_CK = read_lists(path, dataset, cases)
+    if candidates == "unseen":
+        items_CK = drop_history_from_lists(torch.from_numpy(items_CK), cases.histories).numpy()
+    facts = {"method": path.stem, "lists": str(path.resolve())}
+    return Lists(cases, candidates, items_CK, scores_CK, items_CK.shape[1], facts)
+
+
+def save_lists(path: Path, dataset: InteractionDataset, lists: Lists) -> None:
+    """A record for each case: a user with several has several, oldest first."""
+    catalogue = Catalogue(dataset)
+    users = (dataset.user_ids[number] for number in lists.cases.users.tolist())
+    pairs = zip(lists.items_CK, lists.scores_CK, strict=True)
+    ranked = (ranked_list(catalogue, items, scores, lists.num_ranked) for items, scores in pairs)
+    write_lists(path, users, ranked)
 
 
 def print_tables(name: str, measured: Measured, grouped_by: list[str]) -> None:

@@ -49,7 +49,7 @@ def train_parser(description: str | None) -> ArgumentParser:
 def rank_parser(description: str | None) -> ArgumentParser:
     """description: the help's first lines, the program's docstring."""
     parser = ArgumentParser(description)
-    _add_model(parser)
+    _add_model(parser, required=False)  # --lists takes its place.
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument(
         "--candidates",
@@ -87,6 +87,15 @@ def rank_parser(description: str | None) -> ArgumentParser:
     _add_model_flags(parser)
     parser.add_argument(
         "--output", help="where to write; what is there is replaced (default: MODEL/ranking.json)"
+    )
+    parser.add_argument(
+        "--save_lists", metavar="FILE", help="also write the lists: FILE.jsonl or FILE.parquet"
+    )
+    parser.add_argument(
+        "--lists",
+        metavar="FILE",
+        help="measure these lists in place of a model's (docs/recommend.md); give --data and "
+        "--output, and --model only for how its data was split",
     )
     return parser
 
@@ -145,9 +154,9 @@ def recommend_parser(description: str | None) -> ArgumentParser:
     return parser
 
 
-def _add_model(parser: ArgumentParser) -> None:
+def _add_model(parser: ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
-        "--model", required=True, help="final/ of a run, or a merged model directory"
+        "--model", required=required, help="final/ of a run, or a merged model directory"
     )
     parser.add_argument(
         "--data", help="data directory (default: the one that the model was trained on)"

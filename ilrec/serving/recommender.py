@@ -195,28 +195,10 @@ class Recommender:
             )
         numbers_BK = request.part.outside(items_BK)
         pairs = zip(numbers_BK, scores_BK.numpy(), strict=True)
-        return [self._ranked(numbers_K, scores_K, request.top_k) for numbers_K, scores_K in pairs]
-
-    def _ranked(
-        self, numbers_K: np.ndarray, scores_K: np.ndarray, top_k: int
-    ) -> list[Recommendation]:
-        kept = np.flatnonzero(numbers_K >= 0)[:top_k]
-        numbers, scores = numbers_K[kept].tolist(), scores_K[kept].astype(np.float64)
-        probabilities = np.exp(scores - scores.max(initial=-np.inf))
-        probabilities /= probabilities.sum()
-        titles = self.catalogue.titles
-        ranked = []
-        for place, number in enumerate(numbers):
-            ranked.append(
-                Recommendation(
-                    place + 1,
-                    self.catalogue.item_ids[number],
-                    None if titles is None else titles[number],
-                    float(scores[place]),
-                    float(probabilities[place]),
-                )
-            )
-        return ranked
+        return [
+            ranked_list(self.catalogue, numbers_K, scores_K, request.top_k)
+            for numbers_K, scores_K in pairs
+        ]
 
     @functools.cached_property
     def _auto_is_unseen(self) -> bool:
@@ -227,6 +209,28 @@ class Recommender:
         bits = np.frombuffer(allowed, dtype=np.uint8)
         items_I = np.flatnonzero(np.unpackbits(bits, count=len(self.catalogue)))
         return Part.of(items_I, self.trained.builder, self.trained.device)
+
+
+def ranked_list(
+    catalogue: Catalogue, numbers_K: np.ndarray, scores_K: np.ndarray, top_k: int
+) -> list[Recommendation]:
+    """The first top_k items of a list, best first. Number -1 is no item."""
+    kept = np.flatnonzero(numbers_K >= 0)[:top_k]
+    numbers, scores = numbers_K[kept].tolist(), scores_K[kept].astype(np.float64)
+    probabilities = np.exp(scores - scores.max(initial=-np.inf))
+    probabilities /= probabilities.sum()
+    ranked = []
+    for place, number in enumerate(numbers):
+        ranked.append(
+            Recommendation(
+                place + 1,
+                catalogue.item_ids[number],
+                None if catalogue.titles is None else catalogue.titles[number],
+                float(scores[place]),
+                float(probabilities[place]),
+            )
+        )
+    return ranked
 
 
 def checked_beams(top_k: int, num_beams: int | None) -> int:
