@@ -6,6 +6,9 @@
     # two ranks, which share the users; torchrun starts it, too
     deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR
 
+    # lists that another program made
+    ilrec rank --lists lists.jsonl --data DIR --output theirs/ranking.json
+
 --model is the final/ of a run (adapter or full model) or a merged model. Two files are written
 beside the model's weights, or at --output: ranking.json (metrics, also of groups, and the protocol
 that they were measured under) and ranking.npz (the rank of every target). Older ones are replaced,
@@ -125,8 +128,9 @@ def main(argv: list[str]) -> None:
     output = Path(arguments.output or Path(arguments.model) / "ranking.json")
     if rank() == 0:  # Only rank 0 writes. The launcher ends the others.
         check_ranking(output)
+        if arguments.save_lists:
+            check_file(arguments.save_lists)
     if arguments.save_lists:
-        check_file(arguments.save_lists)
         check_suffix(Path(arguments.save_lists))
     if arguments.model:
         config = data_config(arguments.model, arguments.data)

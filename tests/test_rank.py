@@ -236,6 +236,8 @@ def test_lists_from_anywhere(data, tmp_path):
         ({"0": ["3", "x"]}, r"mine\.jsonl:1: item 'x' is not in the catalogue of 24 items"),
         ({"0": ["3", "3"]}, r"mine\.jsonl:1: an item is there twice"),
         ({"0": "3"}, r"mine\.jsonl:1: items: expected a list, got '3'"),
+        ({"0": [{"id": 1, "score": "x"}]}, r"mine\.jsonl:1: score: expected a number, got 'x'"),
+        (dict.fromkeys(users, []), "all lists are empty"),
         ({"0": [{"id": 1, "score": 1}, {"id": 2, "score": 2}]}, "expected finite scores, best"),
     ):
         write(lists | change)

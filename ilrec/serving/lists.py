@@ -12,6 +12,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ def read_lists(
             "one); expected a record for each case of the split, oldest case first"
         )
     width = max(len(numbers) for numbers, _ in found.values())
+    if not width:
+        raise InputError(f"{path}: all lists are empty; expected items, best first")
     items_CK = np.full((len(cases), width), -1, dtype=np.int64)
     scores_CK = np.full((len(cases), width), -np.inf)
     for case, (numbers, scores) in found.items():
@@ -136,13 +139,13 @@ class _ListReader:
             fields = item if isinstance(item, dict) else {"id": item}
             number = self.catalogue.number_of.get(str(fields.get("id")))
             if number is None:
-                size = f"{len(self.catalogue):,}"
-                raise self._fault(
-                    line, f"item {item!r:.80} is not in the catalogue of {size} items"
-                )
+                known = f"the catalogue of {len(self.catalogue):,} items"
+                raise self._fault(line, f"item {item!r:.80} is not in {known}")
             numbers.append(number)
-            score = fields.get("score")
-            scores.append(-float(place) if score is None else float(score))
+            score = fields.get("score", -place)
+            if not isinstance(score, (int, float, Decimal)):
+                raise self._fault(line, f"score: expected a number, got {score!r:.80}")
+            scores.append(float(score))
         if len(set(numbers)) < len(numbers):
             raise self._fault(line, "an item is there twice; expected each once, best first")
         if not (np.isfinite(scores).all() and (np.diff(scores) <= 0).all()):
