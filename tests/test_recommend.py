@@ -191,5 +191,7 @@ def test_two_ranks_write_what_one_process_does(served, many_histories, tmp_path)
         file.write('\n{"user": "new", "items": ["x"]}')
     result = launch("torchrun", "ilrec/recommend.py", *words)
     assert result.returncode != 0
-    assert result.stderr.count("error: ") == 1
-    assert "many.jsonl:151: item 'x' is not in the catalogue" in result.stderr
+    # Rank 1 says the same if the launcher is slow to end it.
+    errors = {line for line in result.stderr.splitlines() if line.startswith("error: ")}
+    assert len(errors) == 1
+    assert "many.jsonl:151: item 'x' is not in the catalogue" in errors.pop()
