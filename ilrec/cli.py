@@ -15,10 +15,12 @@ from ilrec import __version__
 
 class Command(NamedTuple):
     """main: MODULE:FUNCTION, imported when the command is chosen. The function takes the words
-    after the command."""
+    after the command. parser: MODULE:FUNCTION of a command line that answers --help before torch is
+    imported."""
 
     main: str
     help: str
+    parser: str = ""
 
 
 # In the order in which a project needs them.
@@ -27,8 +29,21 @@ COMMANDS = {
     "prepare": Command("ilrec.commands.prepare:main", "raw interactions -> a data directory"),
     "sasrec": Command("ilrec.commands.sasrec:main", "train the collaborative filter, SASRec"),
     "ids": Command("ilrec.commands.ids:main", "build semantic IDs from item embeddings"),
-    "train": Command("ilrec.train:train", "train one stage: sft, stage1, stage2 or joint"),
-    "rank": Command("ilrec.rank:main", "rank the full catalogue for every user"),
+    "train": Command(
+        "ilrec.train:train",
+        "train one stage: sft, stage1, stage2 or joint",
+        "ilrec.config.parsers:train_parser",
+    ),
+    "rank": Command(
+        "ilrec.rank:main",
+        "rank the full catalogue for every user",
+        "ilrec.config.parsers:rank_parser",
+    ),
+    "recommend": Command(
+        "ilrec.recommend:main",
+        "recommend items to users, into a file",
+        "ilrec.config.parsers:recommend_parser",
+    ),
     "merge": Command("ilrec.commands.merge:main", "merge an adapter into its base model"),
     "average": Command("ilrec.commands.average:main", "average the weights of several models"),
     "compare": Command("ilrec.commands.compare:main", "paired comparisons of rankings"),
@@ -69,12 +84,18 @@ def usage() -> str:
 
 
 def run(name: str, words: list[str]) -> None:
+    # Messages and records of the command name it as it was typed.
+    sys.argv = [f"ilrec {name}", *words]
+    command = COMMANDS[name]
+    if command.parser:
+        from ilrec.config.command_line import answer_help
+
+        answer_help(pkgutil.resolve_name(command.parser)(command.help))
+
     # Imports torch, which takes a second or two.
     from ilrec.processes import run_entry
 
-    # Messages and records of the command name it as it was typed.
-    sys.argv = [f"ilrec {name}", *words]
-    run_entry(pkgutil.resolve_name(COMMANDS[name].main))
+    run_entry(pkgutil.resolve_name(command.main))
 
 
 def refuse(name: str) -> NoReturn:

@@ -166,6 +166,20 @@ def _exit_at_once(status: int) -> NoReturn:
     os._exit(status)
 
 
+def start_processes() -> torch.device:
+    """Start the process group, if a launcher started several processes. Returns this one's
+    device."""
+    has_cuda = torch.cuda.is_available()
+    device = torch.device("cpu")
+    if has_cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world_size() > 1:
+        with joining_ranks():
+            torch.distributed.init_process_group("nccl" if has_cuda else "gloo")
+    return device
+
+
 @contextlib.contextmanager
 def joining_ranks() -> Iterator[None]:
     """Start the process group inside this block.

@@ -6,6 +6,9 @@
     # two ranks, which share the users; torchrun starts it, too
     deepspeed --num_gpus 2 ilrec/rank.py --model runs/stage2/final --data DIR
 
+    # lists that another program made
+    ilrec rank --lists lists.jsonl --data DIR --output theirs/ranking.json
+
 --model is the final/ of a run (adapter or full model) or a merged model. Two files are written
 beside the model's weights, or at --output: ranking.json (metrics, also of groups, and the protocol
 that they were measured under) and ranking.npz (the rank of every target). Older ones are replaced,
@@ -16,9 +19,10 @@ both or neither. A model card beside the weights gets the metrics, too. Each use
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # A script's own folder is first on sys.path. The package lies in the folder above.
 if __package__ in (None, ""):
@@ -32,21 +36,19 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ilrec.config.loading import build_section
 from ilrec.config.sections import DataConfig, ModelConfig
 from ilrec.errors import InputError
-from ilrec.files.reading import read_yaml
+from ilrec.files.outputs import check_file
+from ilrec.interactions.cases import Cases
+from ilrec.interactions.dataset import InteractionDataset
+from ilrec.interactions.reading import read_data
 from ilrec.items.embeddings import read_embeddings
-from ilrec.model.adapters import add_item_tokens, load_adapter
-from ilrec.model.loading import load_base, load_tokenizer
-from ilrec.model.source import ModelSource, find_model
-from ilrec.processes import joining_ranks, rank, run_entry, world_size
+from ilrec.items.semantic_ids import SemanticId
+from ilrec.processes import rank, run_entry, start_processes
 from ilrec.ranking.beyond_accuracy import Distance, cosine_distance, prefix_distance
-from ilrec.ranking.candidates import choose_candidates
+from ilrec.ranking.candidates import choose_candidates, drop_history_from_lists
 from ilrec.ranking.case_lists import of_some_users, rank_cases
 from ilrec.ranking.measuring import GROUPED_BY, Measured, measure
 from ilrec.ranking.metrics import target_ranks_from_lists
@@ -61,11 +63,13 @@ from ilrec.ranking.results import (
     targets_digest,
     write_ranking,
 )
-from ilrec.ranking.score_head import score_in_float32
 from ilrec.samples.prefixes import EvaluationSamples
-from ilrec.samples.task import ITEM_INDEX, RecommendationTask, item_trie, load_task
+from ilrec.samples.task import RecommendationTask, item_trie, load_task
+from ilrec.serving.catalogue import Catalogue
+from ilrec.serving.lists import check_suffix, read_lists, write_lists
+from ilrec.serving.recommender import ranked_list
+from ilrec.serving.trained import data_config, open_trained
 from ilrec.training.model_card import record_results
-from ilrec.training.recorded_base import check_source
 
 # --flag: its smallest value.
 AT_LEAST = {"num_beams": 1, "batch_size": 1, "num_users": 0}
@@ -81,74 +85,41 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     for name in arguments.by:
         if name not in GROUPED_BY:
             raise InputError(f"--by: expected {' or '.join(GROUPED_BY)}, got {name!r}")
+    if not arguments.model and not arguments.lists:
+        raise InputError("--model: expected the directory of a model, or --lists FILE")
+    if arguments.lists and not arguments.output:
+        raise InputError("--lists: give --output FILE.json, too")
+    if arguments.lists and arguments.save_lists:
+        raise InputError("--save_lists: is for the lists of a model, and --lists are there already")
     return arguments
 
 
-def data_config(model_directory: str, data: str | None) -> DataConfig:
-    """The data settings that the model was trained with.
-
-    data: another place of the same data. It does not change how users and items are rendered.
-    """
-    path = Path(model_directory) / "ilrec.yaml"
-    if not path.exists():
-        raise InputError(
-            f"{model_directory}: no ilrec.yaml in it, so how it renders users and items is "
-            "unknown; give the final/ of a run, or what `ilrec merge` wrote"
-        )
-    known = DataConfig.__dataclass_fields__
-    fields = {name: (value, str(path)) for name, value in read_yaml(path).items() if name in known}
-    if data:
-        fields["data"] = (data, "--data")
-    # The model's own semantic IDs, whatever the data directory has now.
-    index = Path(model_directory) / ITEM_INDEX
-    if index.exists():
-        fields["semantic_ids"] = (str(index), str(path))
-    config = build_section(DataConfig, fields)
-    if not config.data:
-        raise InputError(f"{path}: data: not set; give --data DIR")
-    return config
-
-
-def start_processes() -> torch.device:
-    """Start the process group, if a launcher started several processes. Returns this one's
-    device."""
-    has_cuda = torch.cuda.is_available()
-    device = torch.device("cpu")
-    if has_cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    if world_size() > 1:
-        with joining_ranks():
-            dist.init_process_group("nccl" if has_cuda else "gloo")
-    return device
-
-
-def load_trained(
-    config: ModelConfig,
-    source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
-) -> torch.nn.Module:
-    """The trained model, ready to rank: its logits are float32."""
-    base_model = load_base(source, config)
-    add_item_tokens(base_model, tokenizer)
-    model: PreTrainedModel | PeftModel = base_model
-    if source.adapter:
-        model = load_adapter(base_model, source.adapter, is_trainable=False)
-    torch.nn.Module.to(model, device).eval()
-    score_in_float32(model)
-    return model
-
-
-def item_distance(task: RecommendationTask, embeddings: str | None) -> tuple[Distance | None, str]:
+def item_distance(
+    dataset: InteractionDataset, semantic_ids: Sequence[SemanticId] | None, embeddings: str | None
+) -> tuple[Distance | None, str]:
     """(how far apart two items are, what that is measured over). None for items without semantic
     IDs and embeddings."""
     if embeddings:
-        vectors = read_embeddings(Path(embeddings), task.dataset.item_ids)
+        vectors = read_embeddings(Path(embeddings), dataset.item_ids)
         return cosine_distance(vectors), "embeddings"
-    if task.semantic_ids is not None:
-        return prefix_distance(task.semantic_ids), "semantic IDs"
+    if semantic_ids is not None:
+        return prefix_distance(semantic_ids), "semantic IDs"
     return None, "nothing"
+
+
+class Lists(NamedTuple):
+    """The lists of some cases, and what their protocol says of how they were made.
+
+    items_CK: int64, -1 is no item. scores_CK: float. num_ranked: how many items a list could have;
+    it says nothing about a larger K.
+    """
+
+    cases: Cases
+    candidates: str
+    items_CK: np.ndarray
+    scores_CK: np.ndarray
+    num_ranked: int
+    facts: dict[str, Any]
 
 
 def main(argv: list[str]) -> None:
@@ -157,68 +128,113 @@ def main(argv: list[str]) -> None:
     output = Path(arguments.output or Path(arguments.model) / "ranking.json")
     if rank() == 0:  # Only rank 0 writes. The launcher ends the others.
         check_ranking(output)
-    config = data_config(arguments.model, arguments.data)
-    task = load_task(config)
-    distance, diversity_over = item_distance(task, arguments.embeddings)
-    device = start_processes()
+        if arguments.save_lists:
+            check_file(arguments.save_lists)
+    if arguments.save_lists:
+        check_suffix(Path(arguments.save_lists))
+    if arguments.model:
+        config = data_config(arguments.model, arguments.data)
+    else:
+        config = build_section(DataConfig, {"data": (arguments.data or "", "--data")})
+    if arguments.lists:
+        dataset = read_data(config)
+        distance, diversity_over = item_distance(dataset, None, arguments.embeddings)
+        lists = lists_of_file(arguments, dataset)
+    else:
+        task = load_task(config)
+        dataset = task.dataset
+        distance, diversity_over = item_distance(dataset, task.semantic_ids, arguments.embeddings)
+        lists = lists_of_model(arguments, task)
+    if rank() != 0:
+        return
 
-    # The model. The sample builder comes before it, because it refuses a wrong tokenizer.
+    cutoffs = [k for k in CUTOFFS if k <= lists.num_ranked]
+    cases = lists.cases
+    target_ranks = target_ranks_from_lists(lists.items_CK, lists.scores_CK, cases)
+    measured = measure(dataset, cases, lists.items_CK, target_ranks, cutoffs, distance)
+
+    # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
+    protocol = protocol_of(
+        arguments.split,
+        len(np.unique(cases.users)),
+        lists.candidates,
+        dataset.num_items,
+        data=config.data,
+        **lists.facts,
+        diversity_over=diversity_over,
+        targets_sha256=targets_digest(cases),
+        **dataset.ranking_facts(arguments.split, cases),
+    )
+    try:
+        write_ranking(output, measured, protocol, target_ranks)
+        if arguments.save_lists:
+            save_lists(Path(arguments.save_lists), dataset, lists)
+    finally:
+        # The tables are printed even if the files cannot be written: the work must not be lost.
+        print_tables(name_of(arguments), measured, arguments.by)
+    if not arguments.lists and output.parent.resolve() == Path(arguments.model).resolve():
+        record_results(output.parent, dataset.name, measured.metrics, protocol)
+
+
+def name_of(arguments: argparse.Namespace) -> str:
+    """What the table calls the lists."""
+    if arguments.lists:
+        return Path(arguments.lists).stem
+    return Path(arguments.model).parent.name or arguments.model
+
+
+def lists_of_model(arguments: argparse.Namespace, task: RecommendationTask) -> Lists:
+    """Every case of the chosen users is ranked once, by all processes together."""
+    device = start_processes()
     settings = ModelConfig(
         model=arguments.model,
         base=arguments.base,
         dtype=arguments.dtype,
         trust_remote_code=arguments.trust_remote_code,
     )
-    source = find_model(settings.model, settings.base)
-    check_source(source)
-    tokenizer = load_tokenizer(source, settings.trust_remote_code)
-    builder = task.sample_builder(tokenizer)
-    model = load_trained(settings, source, tokenizer, device)
-
-    # Every case of the chosen users is ranked once.
+    trained = open_trained(settings, task, device)
     cases = of_some_users(task.dataset.evaluation(arguments.split), arguments.num_users)
     candidates = choose_candidates(arguments.candidates, task.dataset.sequences)
     items_CK, scores_CK = rank_cases(
-        model,
-        EvaluationSamples(cases, builder),
-        item_trie(builder).to(device),
-        tokenizer.pad_token_id,
+        trained.model,
+        EvaluationSamples(cases, trained.builder),
+        item_trie(trained.builder).to(device),
+        trained.pad_token_id,
         arguments.num_beams,
         arguments.batch_size,
         device,
         candidates,
     )
-    if rank() != 0:
-        return
+    facts = {
+        "num_beams": arguments.num_beams,
+        "checkpoint": str(Path(arguments.model).resolve()),
+        "dtype": str(trained.model.dtype).split(".")[-1],
+        "score_dtype": "float32",
+    }
+    lists = items_CK.numpy(), scores_CK.numpy()
+    return Lists(cases, candidates, *lists, arguments.num_beams, facts)
 
-    # A list of num_beams items says nothing about a larger K.
-    cutoffs = [k for k in CUTOFFS if k <= arguments.num_beams]
-    target_ranks = target_ranks_from_lists(items_CK.numpy(), scores_CK.numpy(), cases)
-    measured = measure(task.dataset, cases, items_CK.numpy(), target_ranks, cutoffs, distance)
 
-    # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
-    protocol = protocol_of(
-        arguments.split,
-        len(np.unique(cases.users)),
-        candidates,
-        task.dataset.num_items,
-        num_beams=arguments.num_beams,
-        data=config.data,
-        checkpoint=str(Path(arguments.model).resolve()),
-        dtype=str(model.dtype).split(".")[-1],
-        score_dtype="float32",
-        diversity_over=diversity_over,
-        targets_sha256=targets_digest(cases),
-        **task.dataset.ranking_facts(arguments.split, cases),
-    )
-    name = Path(arguments.model).parent.name or arguments.model
-    try:
-        write_ranking(output, measured, protocol, target_ranks)
-    finally:
-        # The tables are printed even if the files cannot be written: the work must not be lost.
-        print_tables(name, measured, arguments.by)
-    if output.parent.resolve() == Path(arguments.model).resolve():
-        record_results(output.parent, task.dataset.name, measured.metrics, protocol)
+def lists_of_file(arguments: argparse.Namespace, dataset: InteractionDataset) -> Lists:
+    """The lists that --lists names, under the rules for a model's: no item of the history if the
+    candidates are unseen."""
+    cases = of_some_users(dataset.evaluation(arguments.split), arguments.num_users)
+    candidates = choose_candidates(arguments.candidates, dataset.sequences)
+    path = Path(arguments.lists)
+    items_CK, scores_CK = read_lists(path, dataset, cases)
+    if candidates == "unseen":
+        items_CK = drop_history_from_lists(torch.from_numpy(items_CK), cases.histories).numpy()
+    facts = {"method": path.stem, "lists": str(path.resolve())}
+    return Lists(cases, candidates, items_CK, scores_CK, items_CK.shape[1], facts)
+
+
+def save_lists(path: Path, dataset: InteractionDataset, lists: Lists) -> None:
+    """A record for each case: a user with several has several, oldest first."""
+    catalogue = Catalogue(dataset)
+    users = (dataset.user_ids[number] for number in lists.cases.users.tolist())
+    pairs = zip(lists.items_CK, lists.scores_CK, strict=True)
+    ranked = (ranked_list(catalogue, items, scores, lists.num_ranked) for items, scores in pairs)
+    write_lists(path, users, ranked)
 
 
 def print_tables(name: str, measured: Measured, grouped_by: list[str]) -> None:

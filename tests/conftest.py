@@ -87,6 +87,19 @@ def base(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def served(data, base, tmp_path_factory) -> Path:
+    """The final/ of two steps of sft, an adapter, for tests that only read it."""
+    from command_words import flags
+
+    from ilrec.train import train
+
+    run = tmp_path_factory.mktemp("served") / "run"
+    recipe = ROOT / "ilrec/recipes/sft.yaml"
+    train(flags(config=recipe, data=data, model=base, max_steps=2, output_dir=run))
+    return run / "final"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Launches run last, so that what fails within seconds is known first."""
     items.sort(key=lambda item: item.get_closest_marker("launch") is not None)

@@ -18,7 +18,9 @@ def answer(monkeypatch, *words: str) -> None:
 def test_every_command_is_in_the_table():
     modules = {command.main.partition(":")[0] for command in cli.COMMANDS.values()}
     files = {path.stem for path in (ROOT / "ilrec/commands").glob("*.py")} - {"__init__"}
-    assert modules == {"ilrec.train", "ilrec.rank"} | {f"ilrec.commands.{name}" for name in files}
+    assert modules == {"ilrec.train", "ilrec.rank", "ilrec.recommend"} | {
+        f"ilrec.commands.{name}" for name in files
+    }
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

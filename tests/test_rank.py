@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from ilrec.config.sections import DTYPES
 from ilrec.errors import InputError
 from ilrec.items.embeddings import write_embeddings
-from ilrec.rank import data_config, main
+from ilrec.rank import main
 from ilrec.ranking.case_lists import progress
-from ilrec.ranking.results import read_ranking
+from ilrec.ranking.results import read_ranking, require_comparable
+from ilrec.serving.trained import data_config
 from ilrec.train import train
 
 SFT = ROOT / "ilrec/recipes/sft.yaml"
@@ -193,6 +194,63 @@ def test_another_base_is_refused_by_training_and_ranking(data, base, trained, tm
     message = "is for an adapter, and .* is a full model; leave --base out"
     with pytest.raises(InputError, match=message):
         train([*words, "--model", str(base)])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_saved_lists_measure_the_same(trained, data, tmp_path, suffix):
+    """Lists that a ranking saved, scored from their file: the same metrics and ranks, and a
+    protocol that can be compared."""
+    lists, model, again = (tmp_path / name for name in (f"tiny{suffix}", "m.json", "again.json"))
+    rank(trained, "--output", str(model), "--save_lists", str(lists))
+    main(flags(lists=lists, data=data, output=again))
+    one, other = read_ranking(model), read_ranking(again)
+    require_comparable([one, other])
+    assert np.array_equal(one.target_ranks.ranks, other.target_ranks.ranks)
+    for name, value in other.measured.metrics.items():
+        assert value == one.measured.metrics[name], name
+    assert other.protocol["method"] == "tiny" and other.protocol["lists"] == str(lists)
+
+
+def test_lists_from_anywhere(data, tmp_path):
+    """Plain ids, best first. User 0 had 0, 1, 2 and then 3: here at place 2 once item 1 of the
+    history is left out. All other lists miss."""
+    users = json.loads((data / "tiny.inter.json").read_text())
+    assert users["0"] == [0, 1, 2, 3]
+    lists = {user: [str((items[-1] + 11) % 24)] for user, items in users.items()}
+    lists["0"] = ["1", "23", "3", "22", "21"]
+    path = tmp_path / "mine.jsonl"
+
+    def write(lists: dict) -> None:
+        records = [{"user": user, "items": items} for user, items in lists.items()]
+        path.write_text("\n".join(map(json.dumps, records)))
+
+    write(lists)
+    words = flags(lists=path, data=data, output=tmp_path / "r.json")
+    main(words)
+    metrics = read_ranking(tmp_path / "r.json").measured.metrics
+    assert metrics["hit@1"] == 0
+    assert metrics["hit@5"] == pytest.approx(1 / 30)
+    assert metrics["mrr@5"] == pytest.approx(1 / 2 / 30)
+
+    for change, message in (
+        ({"0": ["3", "x"]}, r"mine\.jsonl:1: item 'x' is not in the catalogue of 24 items"),
+        ({"0": ["3", "3"]}, r"mine\.jsonl:1: an item is there twice"),
+        ({"0": "3"}, r"mine\.jsonl:1: items: expected a list, got '3'"),
+        ({"0": [{"id": 1, "score": "x"}]}, r"mine\.jsonl:1: score: expected a number, got 'x'"),
+        (dict.fromkeys(users, []), "all lists are empty"),
+        ({"0": [{"id": 1, "score": 1}, {"id": 2, "score": 2}]}, "expected finite scores, best"),
+    ):
+        write(lists | change)
+        with pytest.raises(InputError, match=message):
+            main(words)
+    del lists["7"]
+    write(lists)
+    with pytest.raises(InputError, match="no list for user '7' .1 of 30 users lack one"):
+        main(words)
+    with pytest.raises(InputError, match="--lists: give --output"):
+        main(flags(lists=path, data=data))
+    with pytest.raises(InputError, match="--model: expected the directory of a model, or --lists"):
+        main([])
 
 
 @pytest.mark.launch

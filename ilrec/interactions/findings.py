@@ -42,10 +42,12 @@ class Occurrences:
 class Findings:
     """What was found in all files of an import.
 
-    max_bad_lines: this many malformed lines are skipped; one more ends the import.
+    max_bad_lines: this many malformed lines are skipped; one more ends the import. mend: what its
+        message tells the user to do.
     """
 
     max_bad_lines: int = 0
+    mend: str = "mend the line, or skip such lines with --max_bad_lines"
     num_bad: int = 0
     spanning: Occurrences = field(default_factory=Occurrences)
     quoted: Occurrences = field(default_factory=Occurrences)
@@ -70,10 +72,7 @@ class Findings:
 
         if self.num_bad > self.max_bad_lines:
             skipped = f" ({num_before} before it were skipped)" if num_before else ""
-            raise InputError(
-                f"{path}:{line}: {reason}{spans}{skipped}; "
-                "mend the line, or skip such lines with --max_bad_lines"
-            )
+            raise InputError(f"{path}:{line}: {reason}{spans}{skipped}; {self.mend}")
         if num_before < MAX_WARNINGS:
             logger.warning("%s:%d: %s%s; skipped", path, line, reason, spans)
 

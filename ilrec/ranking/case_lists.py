@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -62,11 +63,8 @@ def rank_cases(
     item of a case's history is in its list. synced_ranks: all processes call the model equally
     often, as one that is sharded among them needs (ZeRO-3).
     """
-    # Histories of similar length share a batch, so that little of it is padding. The longest come
-    # first: if memory is short, the run ends at its start.
     histories = samples.cases.histories
-    lengths = np.minimum(histories.lengths, samples.builder.max_history_items)
-    order = np.argsort(-lengths, kind="stable")
+    order = longest_first(histories.lengths, samples.builder.max_history_items)
     mine = _share(order).tolist()
     loader = DataLoader(
         Subset(samples, mine), batch_size=batch_size, collate_fn=PromptCollator(pad_token_id)
@@ -78,21 +76,11 @@ def rank_cases(
     for batch in loader:
         cases = mine[num_done : num_done + batch_size]
         excluded = [histories[case] for case in cases] if candidates == "unseen" else None
-        items_BK, scores_BK = trie_beam_search(
-            model,
-            batch["input_ids"].to(device),
-            batch["attention_mask"].to(device),
-            trie,
-            num_beams,
-            excluded,
-            synced_ranks,
+        items_BK, scores_BK = best_items(
+            model, batch, trie, num_beams, device, excluded, synced_ranks
         )
-        items_BK = items_BK.cpu()
-        # An excluded item comes along if it shares a leaf with one that is not excluded.
-        if excluded is not None:
-            items_BK = drop_history_from_lists(items_BK, excluded)
         items_parts.append(items_BK)
-        scores_parts.append(scores_BK.cpu())
+        scores_parts.append(scores_BK)
         num_done += len(cases)
         if rank() == 0 and time.monotonic() - reported > SECONDS_BETWEEN_PROGRESS:
             reported = time.monotonic()
@@ -102,6 +90,45 @@ def rank_cases(
         _gather(torch.cat(items_parts), torch.from_numpy(order)),
         _gather(torch.cat(scores_parts), torch.from_numpy(order)),
     )
+
+
+def longest_first(lengths: np.ndarray, max_history_items: int) -> np.ndarray:
+    """The order in which histories of these lengths are ranked.
+
+    Those of similar length share a batch, so that little of it is padding. The longest come first:
+    if memory is short, the run ends at its start.
+    """
+    return np.argsort(-np.minimum(lengths, max_history_items), kind="stable")
+
+
+def best_items(
+    model: torch.nn.Module,
+    batch: Mapping[str, Tensor],
+    trie: ItemTrie,
+    num_beams: int,
+    device: torch.device,
+    excluded: Sequence[np.ndarray] | None,
+    synced_ranks: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The lists of one batch of prompts, on the CPU: items int64 [B, K] and scores float32 [B, K].
+
+    batch: input_ids and attention_mask as PromptCollator makes them. excluded: for each prompt the
+    items that its list must not have; their places are -1.
+    """
+    items_BK, scores_BK = trie_beam_search(
+        model,
+        batch["input_ids"].to(device),
+        batch["attention_mask"].to(device),
+        trie,
+        num_beams,
+        excluded,
+        synced_ranks,
+    )
+    items_BK = items_BK.cpu()
+    # An excluded item comes along if it shares a leaf with one that is not excluded.
+    if excluded is not None:
+        items_BK = drop_history_from_lists(items_BK, excluded)
+    return items_BK, scores_BK.cpu()
 
 
 def _share(order: np.ndarray) -> np.ndarray:

@@ -63,11 +63,16 @@ class PromptCollator:
         for sample in samples:
             num_prompt_tokens = sample["labels"].count(IGNORE_INDEX)
             prompts.append(sample["input_ids"][:num_prompt_tokens])
-        return {
-            "input_ids": _padded(prompts, self.pad_token_id, left=True),
-            "attention_mask": _padded(_ones(prompts), 0, left=True),
-            "target_item": torch.tensor([sample["items"][-1] for sample in samples]),
-        }
+        targets = torch.tensor([sample["items"][-1] for sample in samples])
+        return {**padded_prompts(prompts, self.pad_token_id), "target_item": targets}
+
+
+def padded_prompts(prompts: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """input_ids and attention_mask, int64 [B, T], padded on the left."""
+    return {
+        "input_ids": _padded(prompts, pad_token_id, left=True),
+        "attention_mask": _padded(_ones(prompts), 0, left=True),
+    }
 
 
 def _ones(rows: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -114,7 +114,12 @@ class RecommendationTask:
 def load_task(config: DataConfig) -> RecommendationTask:
     """Read interactions and items. Raises InputError for what is missing, malformed or
     contradictory in them."""
-    dataset = read_data(config)
+    return make_task(config, read_data(config))
+
+
+def make_task(config: DataConfig, dataset: InteractionDataset) -> RecommendationTask:
+    """The task of a dataset that has been read. Raises InputError for what is missing, malformed or
+    contradictory in its items."""
     wording = Wording(config.prompt_prefix, config.prompt_separator, config.prompt_suffix)
     if config.item_format == "title":
         if dataset.titles is None:

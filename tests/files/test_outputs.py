@@ -26,6 +26,7 @@ RECIPE = str(ROOT / "ilrec/recipes/sft.yaml")
 TRAINING = ["--config", RECIPE, "--model", NOWHERE, "--data", NOWHERE, "--output_dir", "OUTPUT"]
 PROGRAMS = {  # module: (function, kind of output, words)
     "ilrec.rank": ("main", "file", ["--model", NOWHERE, "--output", "OUTPUT"]),
+    "ilrec.recommend": ("main", "file", ["--model", NOWHERE, "--output", "OUTPUT"]),
     "ilrec.train": ("train", "directory", TRAINING),
     "ilrec.experiments.train_dpo": (
         "main",

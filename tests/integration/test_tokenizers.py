@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTr
 from ilrec.errors import InputError
 from ilrec.merging.merge import merge
 from ilrec.merging.sources import open_source
-from ilrec.rank import data_config
 from ilrec.rank import main as rank_main
 from ilrec.ranking.results import read_ranking
 from ilrec.samples.task import load_task
+from ilrec.serving.trained import data_config
 from ilrec.train import train
 
 # {tokenizer: rows that the model has beyond its tokens}. Qwen's models have some, as padding.

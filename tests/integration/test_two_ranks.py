@@ -138,7 +138,7 @@ def test_merged_model_loads_alone_with_the_same_logits(adapter, tmp_path):
     from ilrec.config.sections import ModelConfig
     from ilrec.model.loading import load_tokenizer
     from ilrec.model.source import find_model
-    from ilrec.rank import load_trained
+    from ilrec.serving.trained import load_trained
 
     with open_source(str(adapter)) as opened:
         merge(opened, tmp_path / "merged")

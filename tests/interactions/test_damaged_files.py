@@ -25,7 +25,7 @@ from ilrec.errors import InputError
 from ilrec.interactions.prepared import write_prepared
 from ilrec.interactions.reading import read_interactions
 from ilrec.items.semantic_ids import read_semantic_ids
-from ilrec.rank import data_config
+from ilrec.serving.trained import data_config
 from ilrec.training.ds_config import read_ds_config
 
 ITEMS = [str(item) for item in range(4)]
