@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
 # What a build reads. Built in a copy, because setuptools leaves files beside its sources.
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "ilrec", "ds_configs", "slurm")
 # In place of SLURM: one node, this one.
