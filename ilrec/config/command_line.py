@@ -113,7 +113,7 @@ def answer_help(parser: argparse.ArgumentParser) -> None:
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         parser.print_help()
-        sys.exit()
+        sys.exit(0)
 
 
 def as_pairs(words: Sequence[str]) -> list[str]:
