@@ -69,6 +69,7 @@ def test_commands_run_in_their_order(base, tmp_path):
     assert ranking["protocol"]["num_users"] == 30
 
 
+@pytest.mark.slow
 def test_quickstart_goes_the_whole_way_and_reuses_it(tmp_path):
     """All steps on the real data, with two optimizer steps per stage and five targets of each of
     100 users. A second run repeats none of them."""
