@@ -60,7 +60,6 @@ from ilrec.ranking.results import (
     format_groups,
     format_table,
     protocol_of,
-    targets_digest,
     write_ranking,
 )
 from ilrec.samples.prefixes import EvaluationSamples
@@ -155,15 +154,13 @@ def main(argv: list[str]) -> None:
 
     # Numbers of two protocols must not be compared, so the protocol is written beside the metrics.
     protocol = protocol_of(
+        dataset,
+        cases,
         arguments.split,
-        len(np.unique(cases.users)),
         lists.candidates,
-        dataset.num_items,
         data=config.data,
         **lists.facts,
         diversity_over=diversity_over,
-        targets_sha256=targets_digest(cases),
-        **dataset.ranking_facts(arguments.split, cases),
     )
     try:
         write_ranking(output, measured, protocol, target_ranks)

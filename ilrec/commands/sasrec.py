@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from ilrec.collaborative.cross_fitting import fold_directory, train_folds
@@ -32,20 +29,10 @@ from ilrec.config.settings import nearest
 from ilrec.errors import InputError
 from ilrec.files.outputs import check_directory
 from ilrec.files.reading import read_yaml
-from ilrec.interactions.dataset import InteractionDataset
 from ilrec.interactions.reading import read_data
 from ilrec.items.embeddings import write_embeddings
-from ilrec.ranking.candidates import choose_candidates, rank_by_scores
-from ilrec.ranking.measuring import Measured, measure
-from ilrec.ranking.metrics import TargetRanks
-from ilrec.ranking.results import (
-    CUTOFFS,
-    compared_columns,
-    format_table,
-    protocol_of,
-    targets_digest,
-    write_ranking,
-)
+from ilrec.ranking.results import compared_columns, format_table, write_ranking
+from ilrec.ranking.scorers import measure_scorer
 
 logger = logging.getLogger("ilrec.sasrec")
 
@@ -84,28 +71,6 @@ def sasrec_config(path: str | None, overrides: dict) -> SASRecConfig:
     return build_section(SASRecConfig, values)
 
 
-def rank_test_users(
-    dataset: InteractionDataset, score: Callable[[Any], torch.Tensor], name: str
-) -> tuple[Measured, dict[str, Any], TargetRanks]:
-    """Ranks every test user's target against the full catalogue.
-
-    score(histories) -> [B, I]. Returns what write_ranking takes.
-    """
-    candidates = choose_candidates("auto", dataset.sequences)
-    cases = dataset.evaluation("test")
-    items_CK, target_ranks = rank_by_scores(cases, score, candidates, max(CUTOFFS))
-    protocol = protocol_of(
-        "test",
-        len(np.unique(cases.users)),
-        candidates,
-        dataset.num_items,
-        method=name,
-        targets_sha256=targets_digest(cases),
-        **dataset.ranking_facts("test", cases),
-    )
-    return measure(dataset, cases, items_CK, target_ranks, CUTOFFS), protocol, target_ranks
-
-
 def main(argv: list[str]) -> None:
     arguments, rest = parse_arguments(argv)
     config = sasrec_config(arguments.config, parse_overrides(rest))
@@ -120,10 +85,14 @@ def main(argv: list[str]) -> None:
     folds = train_folds(training, dataset.num_items, config, valid, logger.info)
     # Popularity is what every recommender has to beat.
     popularity_I = torch.as_tensor(popularity_scores(training, dataset.num_items))
-    popularity = rank_test_users(
-        dataset, lambda histories: popularity_I.expand(len(histories), -1), "popularity"
+    popularity = measure_scorer(
+        dataset,
+        "test",
+        lambda histories: popularity_I.expand(len(histories), -1),
+        "auto",
+        method="popularity",
     )
-    sasrec = rank_test_users(dataset, model.item_probabilities, "SASRec")
+    sasrec = measure_scorer(dataset, "test", model.item_probabilities, "auto", method="SASRec")
 
     # The table is printed even if the files cannot be written: training took long.
     try:

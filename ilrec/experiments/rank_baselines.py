@@ -41,17 +41,8 @@ from ilrec.interactions.reading import read_data
 from ilrec.items.embeddings import read_embeddings
 from ilrec.processes import run_entry
 from ilrec.ranking.beyond_accuracy import cosine_distance
-from ilrec.ranking.candidates import choose_candidates, rank_by_scores
-from ilrec.ranking.measuring import measure
-from ilrec.ranking.results import (
-    CUTOFFS,
-    check_ranking,
-    compared_columns,
-    format_table,
-    protocol_of,
-    targets_digest,
-    write_ranking,
-)
+from ilrec.ranking.results import check_ranking, compared_columns, format_table, write_ranking
+from ilrec.ranking.scorers import measure_scorer
 
 METHODS = ("popularity", "item_knn", "sasrec")
 # From the histories of B users to a score for each item: [B, I].
@@ -160,21 +151,16 @@ def main(argv: list[str]) -> None:
     if arguments.embeddings:
         distance = cosine_distance(read_embeddings(arguments.embeddings, dataset.item_ids))
     scorer = make_scorer(arguments, config, dataset)
-    candidates = choose_candidates(arguments.candidates, dataset.sequences)
-    cases = dataset.evaluation(arguments.split)
-    items_CK, target_ranks = rank_by_scores(cases, scorer, candidates, max(CUTOFFS))
-    measured = measure(dataset, cases, items_CK, target_ranks, CUTOFFS, distance)
-    protocol = protocol_of(
+    measured, protocol, target_ranks = measure_scorer(
+        dataset,
         arguments.split,
-        len(np.unique(cases.users)),
-        candidates,
-        dataset.num_items,
+        scorer,
+        arguments.candidates,
+        distance,
         method=arguments.method,
         diversity_over="embeddings" if distance else "nothing",
-        targets_sha256=targets_digest(cases),
-        **dataset.ranking_facts(arguments.split, cases),
+        **{name: getattr(config, name) for name in fields},
     )
-    protocol |= {name: getattr(config, name) for name in fields}
     try:
         write_ranking(arguments.output, measured, protocol, target_ranks)
     finally:

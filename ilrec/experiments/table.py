@@ -22,6 +22,7 @@ from ilrec.experiments.results import Result
 from ilrec.files.markdown import markdown_table
 from ilrec.files.outputs import whole_file, write_text
 from ilrec.ranking.comparison import NUM_RESAMPLES
+from ilrec.ranking.results import title_of
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@5", "ndcg@10", "ndcg@20")
 
@@ -32,12 +33,8 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
 
 
-def title(metric: str) -> str:
-    return metric.replace("hit", "Hit").replace("ndcg", "NDCG")
-
-
 def metrics_table(results: Mapping[str, Sequence[Result]]) -> str:
-    header = ["row", "seeds", *map(title, COLUMNS), "training, min", "with its sources, min"]
+    header = ["row", "seeds", *map(title_of, COLUMNS), "training, min", "with its sources, min"]
     return markdown_table(header, [metrics_row(name, runs) for name, runs in results.items()])
 
 
@@ -61,7 +58,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     # Differences carry their sign; the interval shows whether 0 is inside.
     rows = []
     for c in comparisons:
-        cells = [f"{c.first} - {c.second}", title(c.metric), f"{c.difference:+.4f}"]
+        cells = [f"{c.first} - {c.second}", title_of(c.metric), f"{c.difference:+.4f}"]
         cells += [f"{c.low:+.4f} to {c.high:+.4f}", f"{c.relative:+.1%}"]
         cells += [f"{c.p:.4f}", f"{c.p_holm:.4f}"]
         cells.append(f"{c.num_seeds[0]}, {c.num_seeds[1]}")
@@ -162,7 +159,7 @@ def draw_bars(results: Mapping[str, Sequence[Result]], axis: plt.Axes) -> None:
             means.append(statistics.mean(values))
             deviations.append(statistics.stdev(values) if len(values) > 1 else 0.0)
         drawn = axis.barh(
-            places + shift, means, height, label=title(metric), capsize=2, xerr=deviations
+            places + shift, means, height, label=title_of(metric), capsize=2, xerr=deviations
         )
         axis.bar_label(drawn, fmt="%.4f", fontsize=7, padding=2)
     axis.set_yticks(places, list(results))

@@ -23,6 +23,7 @@ from ilrec.files.digests import blocks_digest
 from ilrec.files.outputs import check_file, whole_file
 from ilrec.files.reading import read_json
 from ilrec.interactions.cases import Cases
+from ilrec.interactions.dataset import InteractionDataset
 from ilrec.ranking.measuring import Measured
 from ilrec.ranking.metrics import TargetRanks
 
@@ -136,21 +137,22 @@ def smallest(numbers: np.ndarray) -> np.ndarray:
 
 
 def protocol_of(
-    split: str, num_users: int, candidates: str, num_items: int, **more: Any
+    dataset: InteractionDataset, cases: Cases, split: str, candidates: str, **more: Any
 ) -> dict[str, Any]:
-    """What a ranking was measured under, for write_ranking: the part that all methods share, and
-    then what is particular to one.
+    """What a ranking of these cases was measured under, for write_ranking.
 
-    split: valid or test; candidates: all or unseen (ilrec/ranking/candidates.py).
-    more: for example num_beams, and the digests of the dataset's numbering.
+    split: valid or test; candidates: all or unseen (ilrec/ranking/candidates.py). more: what is
+    particular to a method, for example num_beams.
     """
     return {
         "catalogue": "full ranking",
         "split": split,
-        "num_users": num_users,
+        "num_users": len(np.unique(cases.users)),
         "candidates": candidates,
-        "num_items": num_items,
+        "num_items": dataset.num_items,
         **more,
+        "targets_sha256": targets_digest(cases),
+        **dataset.ranking_facts(split, cases),
     }
 
 
