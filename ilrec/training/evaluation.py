@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from ilrec.ranking.metrics import ranking_metrics, target_ranks_from_lists
 from ilrec.ranking.score_head import float32_scores
 from ilrec.samples.builder import SampleBuilder
 from ilrec.samples.prefixes import EvaluationSamples
-from ilrec.samples.task import RecommendationTask, item_trie
+from ilrec.samples.task import RecommendationTask
 from ilrec.training.checkpoints import checkpoint_at
 from ilrec.training.manifest import MANIFEST
 from ilrec.training.together import agreed
@@ -200,15 +200,17 @@ def make_evaluation(
     config: EvaluationConfig,
     task: RecommendationTask,
     samples: EvaluationSamples,
+    trie: Callable[[], ItemTrie],
     pad_token_id: int,
     device: torch.device,
 ) -> Evaluation:
-    """The evaluation of `samples` that the settings ask for. device: of the model."""
+    """The evaluation of `samples` that the settings ask for. trie: makes that of all items, for a
+    ranking. device: of the model."""
     ranking = None
     if config.eval_metric != "loss":
         ranking = ValidationRanking(
             samples=samples,
-            trie=item_trie(samples.builder).to(device),
+            trie=trie().to(device),
             pad_token_id=pad_token_id,
             candidates=choose_candidates("auto", task.dataset.sequences),
             cutoff=config.cutoff,

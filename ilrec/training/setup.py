@@ -28,6 +28,7 @@ from ilrec.collaborative.cross_fitting import RewardFilter
 from ilrec.config.sections import ModelConfig, ObjectiveConfig, TrainConfig
 from ilrec.config.training_arguments import HUB_FIELDS
 from ilrec.errors import InputError
+from ilrec.items.trie import ItemTrie
 from ilrec.model.adapters import add_adapter, add_item_tokens, load_adapter
 from ilrec.model.families import check_flattening
 from ilrec.model.loading import (
@@ -227,7 +228,9 @@ def make_trainer(
 
     # Batches are of a number of samples, or of a number of tokens. Those of tokens are padded, or
     # flattened into one row; evaluation batches are always padded.
-    with_continuations = _continuations(config, task, builder)
+    # Made once, and only if the objective or the evaluation looks at it.
+    trie = functools.cache(lambda: item_trie(builder))
+    with_continuations = _continuations(config, task, trie)
     collate = IdentifiedCollator(with_continuations(TrainingCollator(tokenizer.pad_token_id)))
     batch_collate = collate
     sampler = None
@@ -255,7 +258,7 @@ def make_trainer(
     if config.evaluation.eval_strategy != "no":
         validation = validation_samples(config.evaluation, task, builder)
         evaluation = make_evaluation(
-            config.evaluation, task, validation, tokenizer.pad_token_id, arguments.device
+            config.evaluation, task, validation, trie, tokenizer.pad_token_id, arguments.device
         )
     trainer = ILRecTrainer(
         model=model,
@@ -300,7 +303,7 @@ def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def _continuations(
-    config: TrainConfig, task: RecommendationTask, builder: SampleBuilder
+    config: TrainConfig, task: RecommendationTask, trie: Callable[[], ItemTrie]
 ) -> Callable[[Any], Any]:
     """What wraps a collator so that batches hold the continuations that the objective looks at.
 
@@ -315,9 +318,7 @@ def _continuations(
         reward_filter = RewardFilter.load(
             config.objective.sasrec, dataset.item_ids, str(dataset.rule)
         )
-    return functools.partial(
-        ContinuationCollator, reward_filter=reward_filter, trie=item_trie(builder)
-    )
+    return functools.partial(ContinuationCollator, reward_filter=reward_filter, trie=trie())
 
 
 def _log_sizes(model: torch.nn.Module, num_samples: int, task: RecommendationTask) -> None:
